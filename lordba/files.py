@@ -1,0 +1,82 @@
+"""Writing without ever leaving something half-written: write to a temporary name beside the target, then rename."""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from lordba.errors import LordbaError
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path; rename it to `path` if the block succeeds, remove it otherwise."""
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(path: Path, *, replaceable_if: str) -> Iterator[Path]:
+    """Yield a temporary folder; it takes the place of `path` if the block succeeds, and is removed otherwise.
+
+    An existing folder is replaced only if it is empty or holds the file `replaceable_if`, so that a mistyped
+    output path never costs anybody's files.
+    """
+    if path.is_dir():
+        if any(path.iterdir()) and not (path / replaceable_if).is_file():
+            raise LordbaError(
+                f"{path}: the output folder exists and holds no {replaceable_if}, so it is not one of ours to replace; "
+                "name another folder or empty this one"
+            )
+    elif path.exists():
+        raise LordbaError(f"{path}: the output must be a folder, but a file of that name exists; name another folder")
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        try:
+            yield temporary
+            temporary.chmod(0o777 & ~_umask())
+            if path.is_dir():
+                old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+                path.replace(old)
+                temporary.replace(path)
+                shutil.rmtree(old)
+            else:
+                temporary.replace(path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise LordbaError(
+            f"{path}: cannot be written ({error.strerror or error}); name an output on a disk with room, "
+            "in a folder that you may write to"
+        ) from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,81 @@
+"""The unmerged layer: a frozen linear layer with a sign adapter beside it."""
+
+import torch
+from torch import Tensor, nn
+
+from lordba import ops  # noqa: F401 (registers lordba::sign_adapter)
+from lordba.adapter import Adapter, SignModule
+from lordba.errors import LordbaError
+
+
+class LordbaLinear(nn.Module):
+    """y = base(x) + sign_adapter(x). The adapter's tensors are buffers, so the module exports and moves as usual."""
+
+    a_signs: Tensor
+    b_signs: Tensor
+    s_in: Tensor
+    s_mid: Tensor
+    s_out: Tensor
+    s_ranges: Tensor | None
+
+    def __init__(self, base: nn.Module, adapter: SignModule) -> None:
+        super().__init__()
+        self.base = base
+        self.scale_code = adapter.s_in.code.value
+        self.register_buffer("a_signs", adapter.a_signs)
+        self.register_buffer("b_signs", adapter.b_signs)
+        for name, scales in zip(("s_in", "s_mid", "s_out"), adapter.scales, strict=True):
+            self.register_buffer(name, scales.values)
+        ranges = [s.range for s in adapter.scales if s.range is not None]
+        self.register_buffer("s_ranges", torch.stack(ranges) if ranges else None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., d_in] -> [..., d_out]."""
+        delta = torch.ops.lordba.sign_adapter(
+            x, self.a_signs, self.b_signs, self.s_in, self.s_mid, self.s_out, self.s_ranges, self.scale_code
+        )
+        return self.base(x) + delta
+
+
+def linear_size(module: nn.Module) -> tuple[int, int] | None:
+    """(d_in, d_out) of a linear layer, GPT-2's Conv1D included; None for any other module."""
+    weight = getattr(module, "weight", None)
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    if type(module).__name__ == "Conv1D" and isinstance(weight, Tensor):
+        return weight.shape[0], weight.shape[1]
+    return None
+
+
+def check_fits(adapter: Adapter, model: nn.Module, where: str) -> None:
+    """Raise unless every module of the adapter is a linear layer of the model, of the right size."""
+    for path, module in adapter.modules.items():
+        try:
+            layer = model.get_submodule(path)
+        except AttributeError:
+            raise LordbaError(
+                f"{where}: adapts module {path}, which the model {type(model).__name__} lacks; "
+                "the adapter was made for another model"
+            ) from None
+        size = linear_size(layer.base if isinstance(layer, LordbaLinear) else layer)
+        if size != (module.d_in, module.d_out):
+            found = "is no linear layer" if size is None else f"maps {size[0]} to {size[1]} channels"
+            raise LordbaError(
+                f"{where}: module {path} adapts a linear layer from {module.d_in} to {module.d_out} channels, "
+                f"but the model's {found}; the adapter was made for another model"
+            )
+
+
+def attach(model: nn.Module, adapter: Adapter, where: str = "adapter") -> None:
+    """Put the adapter beside the model's layers, in place; an adapter that was there before is replaced."""
+    check_fits(adapter, model, where)
+    detach(model)
+    for path, module in adapter.modules.items():
+        model.set_submodule(path, LordbaLinear(model.get_submodule(path), module))
+
+
+def detach(model: nn.Module) -> None:
+    """Take every sign adapter off the model, in place."""
+    for path, module in list(model.named_modules()):
+        if isinstance(module, LordbaLinear):
+            model.set_submodule(path, module.base)
