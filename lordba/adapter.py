@@ -11,11 +11,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from lordba.errors import LordbaError
-from lordba.files import new_folder
+from lordba.files import new_folder, write_safetensors
 from lordba.scales import EncodedScales, ScaleCode, check_encoded, decode_scales
 from lordba.signs import has_clean_padding, packed_width, unpack_signs
 
@@ -125,7 +124,7 @@ def save_adapter(adapter: Adapter, folder: Path) -> None:
     }
     metadata = {"format": "lordba", "format_version": str(FORMAT_VERSION), "shapes": json.dumps(shapes)}
     with new_folder(folder, replaceable_if=CONFIG_NAME) as out:
-        save_file(tensors, out / WEIGHTS_NAME, metadata=metadata)
+        write_safetensors(out / WEIGHTS_NAME, tensors, metadata)
         (out / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
 
 
@@ -143,7 +142,9 @@ def load_adapter(folder: Path) -> Adapter:
     except (SafetensorError, OSError) as error:
         raise LordbaError(f"{weights}: cannot be read ({error}); it is truncated or damaged, copy it anew") from error
     shapes = _read_shapes(metadata, weights)
-    modules = {key.removeprefix(PREFIX): _take_module(key, shape, code, tensors, weights) for key, shape in shapes.items()}
+    modules = {
+        key.removeprefix(PREFIX): _take_module(key, shape, code, tensors, weights) for key, shape in shapes.items()
+    }
     if tensors:
         raise LordbaError(f"{weights}: unexpected tensor {min(tensors)!r} that its shapes metadata does not list")
     known = {"peft_type", "format_version", "scale_code", "r", "target_modules", "base_model_name_or_path"}
@@ -182,7 +183,8 @@ def _read_config(path: Path) -> dict:
 def _read_shapes(metadata: Mapping[str, str], path: Path) -> dict[str, dict[str, int]]:
     if metadata.get("format") != "lordba" or metadata.get("format_version") != str(FORMAT_VERSION):
         raise LordbaError(
-            f"{path}: safetensors metadata must say format=lordba, format_version={FORMAT_VERSION}; found {dict(metadata)!r:.120}"
+            f"{path}: safetensors metadata must say format=lordba, format_version={FORMAT_VERSION}; "
+            f"found {dict(metadata)!r:.120}"
         )
     try:
         shapes = json.loads(metadata["shapes"])

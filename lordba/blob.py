@@ -2,7 +2,7 @@
 
 Little endian. Header: magic, version, module count, total bytes. Then one 64-byte record per module, then the data:
 signs exactly as in the adapter folder, scales as their stored codes, each preceded by what its codes mean
-(log4: a table of 16 floats; int8: lo and step), so that kernels need no exponentials. A record with r = 0 is no adapter.
+(log4: a table of 16 floats; int8: lo and step), so that kernels need no exponentials. r = 0 means no adapter.
 """
 
 import struct
@@ -65,12 +65,12 @@ def read_module(blob: Tensor, index: int) -> tuple[Tensor, Tensor, Tensor, Tenso
     raw = blob.contiguous().numpy()
     if raw.size < HEADER.size:
         raise LordbaError(f"adapter blob of {raw.size} bytes is shorter than its header")
-    magic, version, count, total, _ = HEADER.unpack_from(raw, 0)
+    magic, version, count, total, _ = HEADER.unpack_from(raw.data, 0)
     if magic != MAGIC or version != VERSION or total > raw.size:
         raise LordbaError(f"not an adapter blob of version {VERSION}, or truncated: {raw.size} bytes of {total}")
     if not 0 <= index < count:
         raise LordbaError(f"adapter blob holds {count} modules, module {index} was asked for")
-    r, d_in, d_out, number, *offsets, _ = RECORD.unpack_from(raw, HEADER.size + RECORD.size * index)
+    r, d_in, d_out, number, *offsets, _ = RECORD.unpack_from(raw.data, HEADER.size + RECORD.size * index)
     if r == 0:
         return None
     code = _CODES[number]

@@ -2,11 +2,15 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+import safetensors.torch
+from torch import Tensor
 
 from lordba.errors import LordbaError
 
@@ -57,6 +61,22 @@ def new_folder(path: Path, *, replaceable_if: str) -> Iterator[Path]:
                 temporary.replace(path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors, always as the same bytes: safetensors' own writer puts the metadata in random order.
+
+    It also makes its files readable by their owner alone, and raises an error of its own when the disk is full.
+    """
+    raw = safetensors.torch.save(dict(tensors), dict(metadata))
+    start = 8 + int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8:start])
+    header["__metadata__"] = dict(sorted(metadata.items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the data stays aligned
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(memoryview(raw)[start:])
 
 
 def sha256_of(path: Path) -> str:

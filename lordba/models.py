@@ -92,5 +92,5 @@ def fingerprint(model: nn.Module) -> str:
     for name, weight in sorted(model.named_parameters()):
         values = weight.detach().to("cpu", torch.float32).contiguous()
         digest.update(f"{name} {list(values.shape)} {values.dtype}\n".encode())
-        digest.update(memoryview(values.numpy()).cast("B"))
+        digest.update(values.numpy().data)
     return f"sha256:{digest.hexdigest()}"

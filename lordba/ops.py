@@ -108,7 +108,9 @@ def _check(
     scale_code: str,
 ) -> None:
     if scale_code not in {code.value for code in ScaleCode}:
-        raise LordbaError(f"sign_adapter: scale_code must be one of {[c.value for c in ScaleCode]}, found {scale_code!r}")
+        raise LordbaError(
+            f"sign_adapter: scale_code must be one of {[c.value for c in ScaleCode]}, found {scale_code!r}"
+        )
     code = ScaleCode(scale_code)
     if x.dim() == 0 or not x.is_floating_point():
         raise LordbaError(f"sign_adapter: x must be a float tensor [..., d_in], found {x.dtype} {list(x.shape)}")
@@ -129,7 +131,9 @@ def _check(
                 f"scale_code={scale_code}; found {list(tensor.shape)}"
             )
         if name.startswith("s_") and tensor.dtype != code.dtype:
-            raise LordbaError(f"sign_adapter: {name} must be {code.dtype} for {scale_code} scales, found {tensor.dtype}")
+            raise LordbaError(
+                f"sign_adapter: {name} must be {code.dtype} for {scale_code} scales, found {tensor.dtype}"
+            )
     if code.is_coded and (s_ranges is None or tuple(s_ranges.shape) != (3, 2)):
         raise LordbaError(f"sign_adapter: {scale_code} scales need s_ranges, fp16 [3, 2]")
 
@@ -154,7 +158,10 @@ def _into(function):
     return write
 
 
-for _name, _function, _meta in (("sign_adapter", sign_adapter, _fake), ("sign_adapter.blob", sign_adapter_blob, _fake_blob)):
+for _name, _function, _meta in (
+    ("sign_adapter", sign_adapter, _fake),
+    ("sign_adapter.blob", sign_adapter_blob, _fake_blob),
+):
     _out = "sign_adapter.out" if _name == "sign_adapter" else "sign_adapter.blob_out"
     _library.impl(_name, _function, "CompositeExplicitAutograd")
     _library.impl(_name, _meta, "Meta")

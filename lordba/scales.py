@@ -1,7 +1,7 @@
 """Scale codes: how a vector of non-negative channel scales is stored (fp32, fp16, int8 or log4)."""
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ SMALLEST_FP16 = 2.0**-24
 LARGEST_FP16 = 65504.0
 
 
-class ScaleCode(str, Enum):
+class ScaleCode(StrEnum):
     """fp32 and fp16 are plain floats; int8 is linear and log4 logarithmic between a vector's own lo and hi."""
 
     FP32 = "fp32"

@@ -1,0 +1,1 @@
+"""The export stage: capture -> quantize the base -> lower -> verify -> bundle."""

@@ -1,0 +1,164 @@
+"""`python -m lordba.export`: a model and its adapters become a bundle that a phone's runtime can run."""
+
+import argparse
+import logging
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+
+from lordba.adapter import Adapter, load_adapter
+from lordba.console import console, run_command, table
+from lordba.errors import LordbaError
+
+DESCRIPTION = """\
+Lower a decoder with unmerged LoRDBA adapters into a bundle: the program, one small file per adapter, a manifest.
+Without --model and --adapter it takes the embedded default: SmolLM2-135M-Instruct and the adapters that ship here.
+"""
+EXAMPLES = """\
+examples:
+  python -m lordba.export --target executorch
+  python -m lordba.export --target executorch --model ./my-model --adapter ./pirate --adapter terse=./my-terse-adapter
+  python -m lordba.export --target executorch --base-quant none --adapter-mode input --output ./float-bundle
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    result = argparse.ArgumentParser(
+        "python -m lordba.export",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = result.add_argument
+    add("--target", required=True, choices=["executorch"], help="the runtime to export for")
+    add("--model", help="a local folder, a .gguf file or a hub id (the only case that uses the network)")
+    add(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="[NAME=]FOLDER",
+        help="a LoRDBA adapter folder (see lordba.convert); repeat for several. The name defaults to the folder's",
+    )
+    add("--output", type=Path, help="the bundle's folder (default: bundle-TARGET)")
+    add(
+        "--base-quant",
+        default="auto",
+        choices=["auto", "int4", "int8", "none"],
+        help="weights of the frozen base; auto is int4 where perplexity stays within 1.05x of float, else int8",
+    )
+    add(
+        "--adapter-mode",
+        default="ptd",
+        choices=["ptd", "input"],
+        help="ptd: a data file beside the program, also for ExecuTorch's own LLM runner; "
+        "input: an argument of each call, swapped without reloading, of any rank",
+    )
+    add("--max-seq-len", type=int, default=512, help="tokens that the KV cache holds (default: 512)")
+    add(
+        "--route",
+        default="auto",
+        choices=["auto", "fast", "generic"],
+        help="how the model is captured: fast for Llama-like models, generic for any transformers decoder",
+    )
+    return result
+
+
+def read_adapters(values: list[str], use_shipped: bool) -> dict[str, Adapter]:
+    """Load the adapters named on the command line, or the shipped ones."""
+    from .bundle import shipped_adapters
+
+    folders = shipped_adapters() if use_shipped and not values else {}
+    for value in values:
+        name, _, folder = value.rpartition("=")
+        path = Path(folder)
+        name = name or path.resolve().name
+        if name in folders or name == "none" or not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
+            raise LordbaError(
+                f"--adapter {value}: the name {name!r} is taken or no usable file name; give another: NAME={folder}"
+            )
+        folders[name] = path
+    return {name: load_adapter(path) for name, path in folders.items()}
+
+
+def main() -> None:
+    arguments = parser().parse_args()
+    quiet_libraries()
+    adapters = read_adapters(arguments.adapter, use_shipped=arguments.model is None)
+    from lordba.models import load_base
+
+    from .bundle import ExportOptions, ExportResult, export_executorch
+
+    options = ExportOptions(
+        output=arguments.output or Path(f"bundle-{arguments.target}"),
+        base_quant=arguments.base_quant,
+        adapter_mode=arguments.adapter_mode,
+        max_seq_len=arguments.max_seq_len,
+        route=arguments.route,
+    )
+    status = console(stderr=True)
+    started = time.monotonic()
+    with status.status("starting") as spinner:
+
+        def report(step: str) -> None:
+            status.print(f"{time.monotonic() - started:4.0f} s  {step}")
+            spinner.update(step)
+
+        report("loading the model")
+        result: ExportResult = export_executorch(load_base(arguments.model), adapters, options, report)
+    show(result, options)
+    if not all(check.passed for check in result.manifest.parity):
+        print("error: the bundle was written, but a parity check failed (see the table)", file=sys.stderr)
+        sys.exit(1)
+
+
+def show(result, options) -> None:
+    """The summary: adapters, checks, and what to run next."""
+    out = console()
+    columns = ["adapter", "rank", "bytes", "fp16 LoRA /", "runtime file", "worst op error", "KL from base"]
+    rows = [
+        [
+            row.adapter.name,
+            str(row.adapter.r),
+            f"{row.adapter.bytes:,}",
+            f"{row.adapter.fp16_lora_bytes / row.adapter.bytes:.2f}x",
+            f"{row.adapter.file_bytes:,} ({row.adapter.file_bytes / row.adapter.bytes:.2f}x)",
+            f"{row.worst_error:.1e}",
+            f"{row.kl_from_base:.3f}",
+        ]
+        for row in result.rows
+    ]
+    out.print(table("Adapters", columns, rows))
+    checks = [
+        [
+            f"{c.check}: {c.adapter or 'base'}",
+            c.metric,
+            f"{c.value:.3g}",
+            f"{c.limit:g}",
+            "ok" if c.passed else "FAILED",
+        ]
+        for c in result.manifest.parity
+    ]
+    out.print(table("Parity with the eager reference", ["check", "metric", "value", "limit", ""], checks))
+    perplexity = ", ".join(f"{name} {value:.2f}" for name, value in result.perplexities.items())
+    out.print(
+        f"{options.output}/{result.manifest.program}: {result.program_bytes / 1e6:.1f} MB, "
+        f"base {result.manifest.base_quant}, {result.partitions} delegate partitions"
+        + (f"; perplexity {perplexity}" if perplexity else "")
+    )
+    first = result.rows[0].adapter.name
+    out.print(f'next: python -m lordba.run {options.output} --adapter {first} --prompt "Once upon a time"')
+
+
+def quiet_libraries() -> None:
+    """Keep other libraries' notices off the screen; what concerns the user comes from us."""
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    warnings.filterwarnings("ignore")
+    for name in ("torchao", "torch", "executorch", "root"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+if __name__ == "__main__":
+    run_command(main)

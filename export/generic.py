@@ -1,0 +1,118 @@
+"""The generic path: any transformers decoder, with its attention and cache replaced through transformers' registry."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lordba.errors import LordbaError
+from lordba.layers import linear_size
+
+from .adapted import AdaptedLinear, AdapterSlot
+from .attention import attend
+from .decoder import side_by_side, start_position
+
+ATTENTION_NAME = "lordba_static_cache"
+
+
+class LayerCache(nn.Module):
+    """The KV cache of one layer, [1, max_seq_len, kv_heads, head_dim]."""
+
+    k: Tensor
+    v: Tensor
+
+    def __init__(self, max_seq_len: int, kv_heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.register_buffer("k", torch.zeros(1, max_seq_len, kv_heads, head_dim))
+        self.register_buffer("v", torch.zeros(1, max_seq_len, kv_heads, head_dim))
+
+
+def static_cache_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: None,
+    scaling: float | None = None,
+    start: int = 0,
+    caches: nn.ModuleList | None = None,
+    **unsupported: object,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface: query [1, heads, T, head_dim] -> [1, T, heads, head_dim]."""
+    if unsupported.get("sliding_window") is not None or unsupported.get("softcap") is not None:
+        raise LordbaError("the generic path has no sliding-window or soft-capped attention, which this model uses")
+    assert caches is not None
+    cache: Any = caches[module.layer_idx]
+    q, k, v = (t.transpose(1, 2) for t in (query, key, value))
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return attend(q, k, v, cache.k, cache.v, start, scale), None
+
+
+class GenericDecoder(nn.Module):
+    """Same contract as decoder.Decoder, around the unmodified transformers model."""
+
+    def __init__(self, model: Any, adapted: set[str], max_seq_len: int) -> None:
+        super().__init__()
+        from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+        # A copy of the structure that shares the weights, so that the caller's model stays as it is.
+        model = copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
+        config = model.config
+        heads = getattr(config, "num_attention_heads", None)
+        if heads is None or not getattr(model, "_supports_attention_backend", False):
+            raise LordbaError(
+                f"the generic path needs a decoder whose attention is configurable; {type(model).__name__} has none"
+            )
+        ALL_ATTENTION_FUNCTIONS.register(ATTENTION_NAME, static_cache_attention)
+        ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION_NAME, lambda *args, **kwargs: None)
+        self.all_logits = False
+        self.max_seq_len = max_seq_len
+        self.model = model
+        self.model.config._attn_implementation = ATTENTION_NAME
+        output = model.get_output_embeddings()
+        if output is not None and output.weight is model.get_input_embeddings().weight:
+            # Embedding and head are quantized apart, and tied weights do not export.
+            model.set_output_embeddings(side_by_side(output))
+            config.tie_word_embeddings = False
+        kv_heads = getattr(config, "num_key_value_heads", None) or heads
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+        self.caches = nn.ModuleList(
+            [LayerCache(max_seq_len, kv_heads, head_dim) for _ in range(config.num_hidden_layers)]
+        )
+        self.slot = AdapterSlot()
+        for path, layer in list(model.named_modules()):
+            if type(layer).__name__ == "Conv1D":  # GPT-2's linear layer, weight transposed
+                layer = as_linear(layer)
+                model.set_submodule(path, layer)
+            if path in adapted:
+                size = linear_size(layer)
+                assert size is not None  # check_fits has seen to it
+                wrapped = AdaptedLinear(layer, size[0], [size[1]], after=True)
+                wrapped.adapt(self.slot, [path], adapted)
+                model.set_submodule(path, wrapped)
+
+    def forward(self, tokens: Tensor, input_pos: Tensor, adapter: Tensor | None = None) -> Tensor:
+        if adapter is not None:
+            self.slot.blob = adapter
+        length = tokens.shape[1]
+        start = start_position(input_pos, length, self.max_seq_len)
+        positions = (torch.arange(length) + start)[None]
+        return self.model(
+            input_ids=tokens,
+            position_ids=positions,
+            use_cache=False,
+            start=start,
+            caches=self.caches,
+            logits_to_keep=0 if self.all_logits else 1,
+        ).logits
+
+
+def as_linear(layer: Any) -> nn.Linear:
+    """GPT-2's Conv1D, weight [d_in, d_out], as the linear layer that it is."""
+    d_in, d_out = layer.weight.shape
+    linear = nn.Linear(d_in, d_out, device="meta")
+    linear.weight = nn.Parameter(layer.weight.detach().t().contiguous(), requires_grad=False)
+    linear.bias = layer.bias
+    return linear
