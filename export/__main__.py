@@ -1,15 +1,12 @@
 """`python -m lordba.export`: a model and its adapters become a bundle that a phone's runtime can run."""
 
 import argparse
-import logging
-import os
 import sys
 import time
-import warnings
 from pathlib import Path
 
 from lordba.adapter import Adapter, load_adapter
-from lordba.console import console, run_command, table
+from lordba.console import console, quiet_libraries, run_command, table
 from lordba.errors import LordbaError
 
 DESCRIPTION = """\
@@ -150,14 +147,6 @@ def show(result, options) -> None:
     )
     first = result.rows[0].adapter.name
     out.print(f'next: python -m lordba.run {options.output} --adapter {first} --prompt "Once upon a time"')
-
-
-def quiet_libraries() -> None:
-    """Keep other libraries' notices off the screen; what concerns the user comes from us."""
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    warnings.filterwarnings("ignore")
-    for name in ("torchao", "torch", "executorch", "root"):
-        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 if __name__ == "__main__":

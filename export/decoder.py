@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lordba.backends.executorch import ops  # noqa: F401 (registers lordba::rope_heads, swiglu)
 from torch import Tensor, nn
+
+from lordba.backends.executorch import ops  # noqa: F401 (registers lordba::rope_heads, swiglu)
 
 from .adapted import AdaptedLinear, AdapterSlot
 from .attention import attend

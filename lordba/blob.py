@@ -73,9 +73,13 @@ def read_module(blob: Tensor, index: int) -> tuple[Tensor, Tensor, Tensor, Tenso
     r, d_in, d_out, number, *offsets, _ = RECORD.unpack_from(raw.data, HEADER.size + RECORD.size * index)
     if r == 0:
         return None
-    code = _CODES[number]
+    code = _CODES.get(number)
+    if code is None:
+        raise LordbaError(f"adapter blob: module {index} has the unknown scale code {number}; export the bundle again")
 
     def array(offset: int, dtype: type, *shape: int) -> Tensor:
+        if offset + int(np.prod(shape)) * np.dtype(dtype).itemsize > total:
+            raise LordbaError(f"adapter blob: module {index} reaches beyond the end; copy or export the bundle again")
         return torch.from_numpy(np.frombuffer(raw, dtype, int(np.prod(shape)), offset).reshape(shape).copy())
 
     a = array(offsets[0], np.uint8, r, packed_width(d_in))

@@ -1,6 +1,9 @@
 """What commands show: progress and errors on stderr, tables on stdout, and the exit codes."""
 
+import logging
+import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn, TypeVar
 
@@ -45,6 +48,14 @@ def group_by_type(items: Iterable[Item], path: Callable[[Item], str]) -> dict[st
     for item in items:
         groups.setdefault(path(item).rsplit(".", 1)[-1], []).append(item)
     return groups
+
+
+def quiet_libraries() -> None:
+    """Keep other libraries' notices off the screen, before they are imported; errors still show."""
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    warnings.filterwarnings("ignore")
+    for name in ("torchao", "torch.utils._pytree", "executorch", "transformers"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def run_command(main: Callable[[], None]) -> NoReturn:

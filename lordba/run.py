@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from lordba.bundle import Bundle, read_bundle
-from lordba.console import run_command
+from lordba.console import quiet_libraries, run_command
 from lordba.errors import LordbaError
 
 DESCRIPTION = """\
@@ -53,6 +53,7 @@ def main() -> None:
     prompt = tokenizer.encode(arguments.prompt).ids
     if not prompt:
         raise LordbaError("--prompt is empty; give the text to continue")
+    quiet_libraries()
     from lordba.session import Session
 
     session = Session(bundle, adapter)

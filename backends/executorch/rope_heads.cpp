@@ -13,7 +13,7 @@ using executorch::aten::Tensor;
 using executorch::runtime::Error;
 using executorch::runtime::KernelRuntimeContext;
 
-constexpr int64_t kWorthSplitting = 1 << 16;  // elements below which waking the thread pool costs more than it saves
+constexpr int64_t kWorthSplitting = 1 << 17;  // elements below which waking the thread pool costs more than it saves
 
 // y = x * cos + swap(x) * sin, where swap exchanges the halves of the head.
 void rotate_head(const float* __restrict x, const float* __restrict cos, const float* __restrict sin, int64_t half,

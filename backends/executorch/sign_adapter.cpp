@@ -27,7 +27,7 @@ using IntList = executorch::aten::ArrayRef<int64_t>;
 
 constexpr int64_t kTokens = 16;         // tokens that share the unpacked signs of a tile
 constexpr int64_t kOutputs = 256;       // outputs of one piece of work when a single token is split
-constexpr double kWorthSplitting = 15;  // microseconds below which waking the thread pool costs more than it saves
+constexpr double kWorthSplitting = 50;  // microseconds below which waking the thread pool costs more than it saves
 
 const lordba_kernels* kernels() {
   static const lordba_kernels* const selected = lordba_select(std::getenv("LORDBA_ISA"));

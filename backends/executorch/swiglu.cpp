@@ -21,7 +21,7 @@ using executorch::aten::Tensor;
 using executorch::runtime::Error;
 using executorch::runtime::KernelRuntimeContext;
 
-constexpr int64_t kWorthSplitting = 1 << 14;  // elements below which waking the thread pool costs more than it saves
+constexpr int64_t kWorthSplitting = 1 << 16;  // elements below which waking the thread pool costs more than it saves
 
 // e^x for x in [-87, 87] to 2e-7 relative: 2^k * e^f with |f| <= ln(2)/2 by a polynomial. The compiler vectorizes it.
 inline float exponential(float x) {
