@@ -189,7 +189,9 @@ def _read_shapes(metadata: Mapping[str, str], path: Path) -> dict[str, dict[str,
     try:
         shapes = json.loads(metadata["shapes"])
         for key, shape in shapes.items():
-            if not key.startswith(PREFIX) or not all(int(shape[n]) > 0 for n in ("d_in", "d_out", "r")):
+            if not key.startswith(PREFIX) or not all(
+                type(shape[n]) is int and shape[n] > 0 for n in ("d_in", "d_out", "r")
+            ):
                 raise ValueError(f"entry {key!r}: {shape!r}")
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise LordbaError(f"{path}: the shapes metadata is not usable ({error}); write the adapter anew") from error

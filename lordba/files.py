@@ -31,9 +31,8 @@ def new_file(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def new_folder(path: Path, *, replaceable_if: str) -> Iterator[Path]:
-    """Yield a temporary folder; it takes the place of `path` if the block succeeds, and is removed otherwise.
+def check_new_folder(path: Path, *, replaceable_if: str) -> None:
+    """Raise if `new_folder` could not put a folder there; for commands to call before minutes of work.
 
     An existing folder is replaced only if it is empty or holds the file `replaceable_if`, so that a mistyped
     output path never costs anybody's files.
@@ -46,6 +45,15 @@ def new_folder(path: Path, *, replaceable_if: str) -> Iterator[Path]:
             )
     elif path.exists():
         raise LordbaError(f"{path}: the output must be a folder, but a file of that name exists; name another folder")
+    existing = next(parent for parent in path.absolute().parents if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise LordbaError(f"{path}: cannot be written, for {existing} is no folder that you may write to; name another")
+
+
+@contextlib.contextmanager
+def new_folder(path: Path, *, replaceable_if: str) -> Iterator[Path]:
+    """Yield a temporary folder; it takes the place of `path` if the block succeeds, and is removed otherwise."""
+    check_new_folder(path, replaceable_if=replaceable_if)
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))

@@ -87,6 +87,8 @@ def encode_scales(scales: Tensor, code: ScaleCode) -> EncodedScales:
     edges = (distance(meaning[1:]) + distance(meaning[:-1])) / 2
     floor = SMALLEST_FP16 * 2.0**-100
     codes = 1 + torch.searchsorted(edges, distance(scales.clamp_min(floor)))
+    # However fp16 rounded the ends, they are in use: what was decoded encodes to the same codes and range again.
+    codes = torch.where(scales == hi, len(meaning), torch.where(scales == lo, 1, codes))
     if meaning[0] == meaning[-1]:
         codes = torch.ones_like(codes)
     codes = torch.where(scales > 0, codes, torch.zeros_like(codes)).to(torch.uint8)
