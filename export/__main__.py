@@ -4,10 +4,15 @@ import argparse
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lordba.adapter import Adapter, load_adapter
 from lordba.console import console, quiet_libraries, run_command, table
 from lordba.errors import LordbaError
+from lordba.inspect import parity_table
+
+if TYPE_CHECKING:
+    from .bundle import ExportOptions, ExportResult
 
 DESCRIPTION = """\
 Lower a decoder with unmerged LoRDBA adapters into a bundle: the program, one small file per adapter, a manifest.
@@ -86,7 +91,7 @@ def main() -> None:
     adapters = read_adapters(arguments.adapter, use_shipped=arguments.model is None)
     from lordba.models import load_base
 
-    from .bundle import ExportOptions, ExportResult, export_executorch
+    from .bundle import ExportOptions, export_executorch
 
     options = ExportOptions(
         output=arguments.output or Path(f"bundle-{arguments.target}"),
@@ -104,14 +109,14 @@ def main() -> None:
             spinner.update(step)
 
         report("loading the model")
-        result: ExportResult = export_executorch(load_base(arguments.model), adapters, options, report)
+        result = export_executorch(load_base(arguments.model), adapters, options, report)
     show(result, options)
     if not all(check.passed for check in result.manifest.parity):
         print("error: the bundle was written, but a parity check failed (see the table)", file=sys.stderr)
         sys.exit(1)
 
 
-def show(result, options) -> None:
+def show(result: "ExportResult", options: "ExportOptions") -> None:
     """The summary: adapters, checks, and what to run next."""
     out = console()
     columns = ["adapter", "rank", "bytes", "fp16 LoRA /", "runtime file", "worst op error", "KL from base"]
@@ -127,18 +132,8 @@ def show(result, options) -> None:
         ]
         for row in result.rows
     ]
-    out.print(table("Adapters", columns, rows))
-    checks = [
-        [
-            f"{c.check}: {c.adapter or 'base'}",
-            c.metric,
-            f"{c.value:.3g}",
-            f"{c.limit:g}",
-            "ok" if c.passed else "FAILED",
-        ]
-        for c in result.manifest.parity
-    ]
-    out.print(table("Parity with the eager reference", ["check", "metric", "value", "limit", ""], checks))
+    out.print(table("adapters", columns, rows))
+    out.print(parity_table(result.manifest.parity))
     perplexity = ", ".join(f"{name} {value:.2f}" for name, value in result.perplexities.items())
     out.print(
         f"{options.output}/{result.manifest.program}: {result.program_bytes / 1e6:.1f} MB, "

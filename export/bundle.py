@@ -10,9 +10,10 @@ from torch import Tensor
 from lordba.adapter import Adapter
 from lordba.bundle import MANIFEST_NAME, BundleAdapter, Manifest, ParityCheck, read_bundle, write_manifest
 from lordba.errors import LordbaError
-from lordba.files import new_folder
+from lordba.files import check_new_folder, new_folder
 from lordba.models import BaseModel, fingerprint
 from lordba.session import Session
+from lordba.threads import one_torch_thread
 
 from .capture import Captured, capture
 from .executorch import Lowered, lower, write_ptd
@@ -69,12 +70,14 @@ class ExportResult:
     perplexities: dict[str, float]
 
 
+@one_torch_thread()
 def export_executorch(
     base: BaseModel, adapters: dict[str, Adapter], options: ExportOptions, report: Report = lambda _: None
 ) -> ExportResult:
     """Export a model with its adapters as an ExecuTorch bundle; nothing is written unless everything succeeds."""
     if not adapters:
         raise LordbaError("there is no adapter to export; name at least one with --adapter FOLDER")
+    check_new_folder(options.output, replaceable_if=MANIFEST_NAME)
     report("hashing the base")
     base_print = fingerprint(base.model)
     check_base(adapters, base_print, base.name)
@@ -100,7 +103,7 @@ def export_executorch(
             program=PROGRAM_NAME,
             base={"name": base.name, "fingerprint": base_print},
             base_quant=base_quant,
-            toolchain={name: importlib.metadata.version(name) for name in ("torch", "executorch", "transformers")},
+            toolchain={name: version_of(name) for name in ("torch", "executorch", "transformers")},
             requires=lowered.requires,
             adapter_mode=options.adapter_mode,
             max_seq_len=options.max_seq_len,
@@ -236,6 +239,11 @@ def verify(
         moved = compare(few, iter(base_logits), iter(found)).metrics()["mean_kl"]
         rows.append(AdapterRow(entry, error, moved))
     return checks, rows
+
+
+def version_of(package: str) -> str:
+    """The version of an installed package, without a local part such as +cpu."""
+    return importlib.metadata.version(package).partition("+")[0]
 
 
 def eos_ids(base: BaseModel) -> list[int]:

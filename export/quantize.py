@@ -18,6 +18,10 @@ from torchao.utils import unwrap_tensor_subclass
 
 from lordba.errors import LordbaError
 
+from .adapted import AdaptedLinear
+from .decoder import Decoder
+from .generic import GenericDecoder
+
 BASE_QUANTS = ("int4", "int8", "none")
 GROUP = 32
 INT8_PER_TOKEN = IntxUnpackedToInt8TensorActivationQuantization.INT8_ASYM_PER_TOKEN
@@ -122,7 +126,7 @@ def bare_linear(weight: Tensor) -> nn.Linear:
     return layer
 
 
-def quantize_base(module: nn.Module, base_quant: str) -> None:
+def quantize_base(module: Decoder | GenericDecoder, base_quant: str) -> None:
     """Quantize every linear and embedding of a captured decoder, in place; its adapters are not touched."""
     if base_quant not in BASE_QUANTS:
         raise LordbaError(f"--base-quant must be one of {', '.join(BASE_QUANTS)}, found {base_quant!r}")
@@ -141,10 +145,10 @@ def quantize_base(module: nn.Module, base_quant: str) -> None:
     unwrap_tensor_subclass(module)
 
 
-def head_of(module: nn.Module) -> nn.Module:
-    """The output layer: the linear with the most outputs, whatever its name in the captured decoder."""
-    linears = [layer for _, layer in replaceable(module) if isinstance(layer, nn.Linear)]
-    return max(linears, key=lambda layer: layer.out_features)
+def head_of(module: Decoder | GenericDecoder) -> nn.Module:
+    """The output layer of a captured decoder, which stays in 8 bit."""
+    head = module.head if isinstance(module, Decoder) else module.model.get_output_embeddings()
+    return head.linear if isinstance(head, AdaptedLinear) else head
 
 
 def replaceable(module: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Embedding]]:

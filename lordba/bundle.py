@@ -135,6 +135,9 @@ def read_bundle(folder: Path, target: str | None = None) -> Bundle:
         raise LordbaError(
             f"{path}: the bundle is for {manifest.target}, not for {target}; export it with --target {target}"
         )
+    used = [manifest.program, manifest.tokenizer, manifest.no_adapter, *(a.file for a in manifest.adapters)]
+    if unlisted := {name for name in used if name} - {file.path for file in manifest.files}:
+        raise LordbaError(f"{path}: uses {min(unlisted)}, which its files do not list; export the bundle again")
     for file in manifest.files:
         _check_file(folder, file)
     return Bundle(folder, manifest)

@@ -65,7 +65,9 @@ def run_command(main: Callable[[], None]) -> NoReturn:
     except LordbaError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # the reader of our stdout (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)

@@ -1,7 +1,6 @@
 """`python -m lordba.convert`: a PEFT LoRA to LoRDBA by ADMM on its factors, and LoRDBA back to a plain LoRA."""
 
 import argparse
-import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from lordba.files import check_new_folder
 from lordba.lora import LoraAdapter, LoraModule, find_adapter, read_config, read_lora, to_lora, write_lora
 from lordba.refit import refit, store
 from lordba.scales import ScaleCode
+from lordba.threads import one_torch_thread
 
 # Factor elements that are solved together: enough to hide Python, few enough to stay in the cache.
 _BATCH_ELEMENTS = 2**18
@@ -57,7 +57,7 @@ def convert_lora(
     code = ScaleCode(scale_code)
     modules: dict[str, SignModule] = {}
     reports: dict[str, ModuleReport] = {}
-    with _one_thread():
+    with one_torch_thread():
         for batch in _batches(lora, rank):
             for path, module, report in _convert_batch(batch, rank, code):
                 modules[path], reports[path] = module, report
@@ -69,17 +69,6 @@ def convert_lora(
         peft_config=lora.peft_config,
     )
     return adapter, [reports[path] for path in adapter.modules]
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Threads gain nothing on tensors this small, cost a lot on a busy machine, and could change the last bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _batches(lora: LoraAdapter, rank: int | None) -> Iterator[list[tuple[str, LoraModule]]]:

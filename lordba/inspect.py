@@ -1,11 +1,14 @@
-"""`python -m lordba.inspect`: what an adapter folder holds, LoRDBA or plain LoRA: modules, bytes, bits, sha256."""
+"""`python -m lordba.inspect`: what an adapter folder (LoRDBA or plain LoRA) or a bundle holds: shapes, bytes, bits."""
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.table import Table
+
 from lordba.adapter import WEIGHTS_NAME, Adapter, load_adapter
+from lordba.bundle import MANIFEST_NAME, ParityCheck, read_bundle
 from lordba.console import console, group_by_type, run_command, table
 from lordba.files import sha256_of
 from lordba.lora import LoraAdapter, find_adapter, read_config, read_lora
@@ -42,6 +45,44 @@ def inspect_adapter(folder: Path, *, verbose: bool = False) -> None:
     if isinstance(adapter, Adapter):
         facts["base fingerprint"] = adapter.base_fingerprint or "not recorded"
         facts["fp16 LoRA"] = f"{adapter.fp16_lora_bytes:,} bytes, {adapter.fp16_lora_bytes / stored:.2f}x as many"
+    _print_facts(facts)
+
+
+def inspect_bundle(folder: Path) -> None:
+    """Print what a bundle holds on stdout, after checking every file of it against the manifest."""
+    manifest = read_bundle(folder).manifest
+    adapters = [
+        [a.name, str(a.r), a.scale_code, str(a.modules), f"{a.bytes:,}", f"{a.file_bytes:,}"] for a in manifest.adapters
+    ]
+    console().print(table("adapters", ["name", "r", "scales", "modules", "bytes", "runtime file"], adapters))
+    console().print(parity_table(manifest.parity))
+    facts = {
+        "target": f"{manifest.target}, adapters as {manifest.adapter_mode}, up to {manifest.max_seq_len} tokens",
+        "base": f"{manifest.base['name']}, {manifest.base_quant}",
+        "base fingerprint": manifest.base["fingerprint"],
+        "program": f"{(folder / manifest.program).stat().st_size:,} bytes",
+        "requires": ", ".join(manifest.requires),
+        "made with": ", ".join(f"{name} {version}" for name, version in manifest.toolchain.items()),
+    }
+    _print_facts(facts)
+
+
+def parity_table(checks: Sequence[ParityCheck]) -> Table:
+    """How a program compares with its eager reference, one line per figure."""
+    rows = [
+        [
+            f"{c.check}: {c.adapter or 'base'}",
+            c.metric,
+            f"{c.value:.3g}",
+            f"{c.limit:g}",
+            "ok" if c.passed else "FAILED",
+        ]
+        for c in checks
+    ]
+    return table("parity with the eager reference", ["check", "metric", "value", "limit", ""], rows)
+
+
+def _print_facts(facts: Mapping[str, str]) -> None:
     for name, fact in facts.items():
         print(f"{name + ':':<18}{fact}")
 
@@ -76,12 +117,15 @@ def _span(values: Sequence[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m lordba.inspect",
-        description="Show what an adapter folder holds, LoRDBA or plain PEFT LoRA, after checking all of it.",
+        description="Show what an adapter (LoRDBA or plain PEFT LoRA) or a bundle holds, after checking all of it.",
     )
-    parser.add_argument("folder", type=Path, metavar="ADAPTER_DIR", help="folder with adapter_config.json")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="an adapter folder or a bundle")
     parser.add_argument("--verbose", action="store_true", help="list every module, not only every type of module")
     args = parser.parse_args()
-    inspect_adapter(args.folder, verbose=args.verbose)
+    if (args.folder / MANIFEST_NAME).is_file():
+        inspect_bundle(args.folder)
+    else:
+        inspect_adapter(args.folder, verbose=args.verbose)
 
 
 if __name__ == "__main__":

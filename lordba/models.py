@@ -1,7 +1,9 @@
 """Base models: where they come from (embedded default, folder, GGUF, hub id), how they load, and their fingerprint."""
 
+import contextlib
 import hashlib
 import importlib.metadata
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,9 +63,10 @@ def load_base(source: str | Path | None = None) -> BaseModel:
     folder, options = (str(path), {}) if not path.is_file() else (str(path.parent), {"gguf_file": path.name})
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=local, **options)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=local, **options
-        ).eval()
+        with contextlib.redirect_stderr(io.StringIO()):  # a GGUF's progress bar cannot be switched off
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=torch.float32, local_files_only=local, **options
+            ).eval()
     except ImportError as error:
         raise LordbaError(f"{path}: {error}; GGUF models need pip install 'lordba[demo]'") from error
     except (OSError, ValueError) as error:

@@ -46,6 +46,8 @@ def load_tokenizer(bundle: Bundle):
 
 def main() -> None:
     arguments = parser().parse_args()
+    if arguments.max_new_tokens < 1:
+        raise LordbaError(f"--max-new-tokens must be at least 1, found {arguments.max_new_tokens}")
     bundle = read_bundle(arguments.bundle, "executorch")
     adapter = None if arguments.adapter == "none" else arguments.adapter
     bundle.adapter_file(adapter)
