@@ -1,4 +1,4 @@
-"""LoRDBA: 1-bit LoRA adapters, from PyTorch to phones (arXiv 2605.24058)."""
+"""LoRDBA: LoRA adapters of packed signs, from PyTorch to phones (arXiv 2605.24058)."""
 
 from pathlib import Path
 
