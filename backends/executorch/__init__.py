@@ -1,7 +1,9 @@
 """Runs LoRDBA programs in ExecuTorch: `load()` registers the native kernels with its runtime."""
 
+import contextlib
 import ctypes
 import functools
+import importlib.metadata
 import os
 from pathlib import Path
 
@@ -36,10 +38,15 @@ def load() -> str:
 
 
 def _find() -> Path:
-    # An editable install keeps the sources and the built library in different folders of one package.
+    # Imported from a checkout, by an editable install or because Python ran in it, the package's sources lie apart
+    # from the library that pip built: look where we were imported from, then among the installed files.
     for folder in __path__:
         if (path := Path(folder) / _LIBRARY).is_file():
             return path
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        for file in importlib.metadata.files("lordba") or []:
+            if file.name == _LIBRARY and (path := Path(str(file.locate()))).is_file():
+                return path
     raise LordbaError(
         f"{_LIBRARY} is not built: lordba was imported from its sources; build it with: pip install -e . "
         "(or pip install .), which needs a C/C++ compiler"
