@@ -19,6 +19,7 @@ from .capture import Captured, capture
 from .executorch import Lowered, lower, write_ptd
 from .quantize import quantize_base
 from .verify import (
+    ADAPTER_LIMITS,
     FLOAT_LIMITS,
     GATE,
     OP_LIMIT,
@@ -207,7 +208,9 @@ def verify(
 ) -> tuple[list[ParityCheck], list[AdapterRow]]:
     """Compare the written bundle, through the runtime, with the eager decoder; base first, then every adapter."""
     bundle = read_bundle(folder)
-    limits = FLOAT_LIMITS if base_quant == "none" else QUANTIZED_LIMITS
+    limits, adapter_limits = (
+        (FLOAT_LIMITS, FLOAT_LIMITS) if base_quant == "none" else (QUANTIZED_LIMITS, ADAPTER_LIMITS)
+    )
     report("verifying the program without adapter")
     session = Session(bundle)
     base_logits = []
@@ -233,7 +236,7 @@ def verify(
         session.use(entry.name)
         found = list(program_logits(session, few))
         figures = compare(few, eager_logits(captured, few, blobs[entry.name]), iter(found)).metrics()
-        checks += judge("program", entry.name, figures, limits)
+        checks += judge("program", entry.name, figures, adapter_limits)
         error = probe.worst_error(adapters[entry.name], blobs[entry.name])
         checks += judge("adapter ops", entry.name, {"max_rel_err": error}, {"max_rel_err": OP_LIMIT})
         moved = compare(few, iter(base_logits), iter(found)).metrics()["mean_kl"]

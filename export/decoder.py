@@ -17,7 +17,8 @@ from .adapted import AdaptedLinear, AdapterSlot
 from .attention import attend
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-STATIC_ROPES = ("default", "linear", "llama3", "yarn")
+# dynamic changes only beyond max_position_embeddings, which no program exceeds
+STATIC_ROPES = ("default", "linear", "dynamic", "llama3", "yarn")
 
 
 def why_not_fast(model: Any) -> str | None:

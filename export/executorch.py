@@ -48,7 +48,13 @@ def lower(captured: Captured, blob: Tensor, adapter_mode: str, constants: dict[s
         captured.slot.blob = blob
     captured.module.requires_grad_(False)
     with torch.no_grad():
-        program = torch.export.export(captured.module, example, dynamic_shapes=dynamic, strict=False)
+        try:
+            program = torch.export.export(captured.module, example, dynamic_shapes=dynamic, strict=False)
+        except Exception as error:  # torch.export raises what the model's own code and its guards raise
+            raise LordbaError(
+                f"the model cannot be captured by torch.export on the {captured.route} path "
+                f"({type(error).__name__}: {str(error):.200}); this architecture is not supported"
+            ) from error
         edge = to_edge_transform_and_lower(
             program,
             partitioner=[_partitioner()],

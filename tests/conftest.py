@@ -1,18 +1,22 @@
 """Shared pieces: random models of each family, random adapters, and bundles that are exported once per session."""
 
+import copy
+import functools
 import importlib.metadata
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from lordba.adapter import Adapter, SignModule, save_adapter
-from lordba.layers import linear_size
-from lordba.models import fingerprint
+from lordba.adapter import Adapter, SignModule, load_adapter, save_adapter
+from lordba.bundle import Bundle, read_bundle
+from lordba.layers import attach, linear_size
+from lordba.models import BaseModel, fingerprint, load_base
 from lordba.scales import ScaleCode, encode_scales
 from lordba.signs import pack_signs
 
@@ -23,9 +27,9 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gpt2", "phi")
 FAST_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
 
-def tiny_model(family: str = "llama", seed: int = 0) -> nn.Module:
-    """A random two-layer decoder of a transformers family."""
-    import transformers as t
+def tiny_model(family: str = "llama", seed: int = 0, **changes: object) -> Any:
+    """A random two-layer decoder of a transformers family; `changes` go into its configuration."""
+    import transformers
 
     sizes = {
         "hidden_size": 64,
@@ -36,22 +40,23 @@ def tiny_model(family: str = "llama", seed: int = 0) -> nn.Module:
         "max_position_embeddings": 128,
         "bos_token_id": 1,
         "eos_token_id": 2,
+        "initializer_range": 0.1,  # transformers' 0.02 leaves layers as narrow as these without effect
     }
-    grouped = sizes | {"num_key_value_heads": 2}
+    classes: dict[str, tuple[str, dict[str, object]]] = {
+        "llama": ("LlamaConfig", {"num_key_value_heads": 2, "tie_word_embeddings": True}),
+        "mistral": ("MistralConfig", {"num_key_value_heads": 2, "sliding_window": None}),
+        "qwen2": ("Qwen2Config", {"num_key_value_heads": 2}),
+        "qwen3": ("Qwen3Config", {"num_key_value_heads": 2, "head_dim": 32}),
+        "gpt2": ("GPT2Config", {}),
+        "phi": ("PhiConfig", {}),
+    }
+    name, own = classes[family]
     torch.manual_seed(seed)
-    models: dict[str, Callable[[], nn.Module]] = {
-        "llama": lambda: t.LlamaForCausalLM(t.LlamaConfig(**grouped, tie_word_embeddings=True)),
-        "mistral": lambda: t.MistralForCausalLM(t.MistralConfig(**grouped, sliding_window=None)),
-        "qwen2": lambda: t.Qwen2ForCausalLM(t.Qwen2Config(**grouped)),
-        "qwen3": lambda: t.Qwen3ForCausalLM(t.Qwen3Config(**grouped, head_dim=32)),
-        "gpt2": lambda: t.GPT2LMHeadModel(
-            t.GPT2Config(
-                n_embd=64, n_layer=2, n_head=4, vocab_size=VOCABULARY, n_positions=128, bos_token_id=1, eos_token_id=2
-            )
-        ),
-        "phi": lambda: t.PhiForCausalLM(t.PhiConfig(**sizes)),
-    }
-    return models[family]().eval().requires_grad_(False)
+    model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, name)(**sizes | own | changes))
+    for weight in model.parameters():
+        if weight.dim() == 1:  # biases start at 0 and norms at 1, which would hide that one is left out
+            weight.data += 0.1 * torch.randn(weight.shape)
+    return model.eval().requires_grad_(False)
 
 
 def random_module(d_in: int, d_out: int, r: int, code: ScaleCode = ScaleCode.LOG4, seed: int = 0) -> SignModule:
@@ -64,9 +69,9 @@ def random_module(d_in: int, d_out: int, r: int, code: ScaleCode = ScaleCode.LOG
     return SignModule(
         a_signs=pack_signs(torch.randn(r, d_in, generator=generator)),
         b_signs=pack_signs(torch.randn(d_out, r, generator=generator)),
-        s_in=scales(d_in, 0.1),
+        s_in=scales(d_in, 0.3),
         s_mid=scales(r, 1.0),
-        s_out=scales(d_out, 0.1),
+        s_out=scales(d_out, 0.3),
     )
 
 
@@ -100,7 +105,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.train_from_iterator([text], trainer)
     folder = tmp_path_factory.mktemp("model") / "tiny"
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
-    tiny_model().save_pretrained(folder)  # type: ignore[operator]
+    tiny_model().save_pretrained(folder)
     return folder
 
 
@@ -111,6 +116,48 @@ def tiny_adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for seed, name in enumerate(("north", "south"), start=1):
         save_adapter(random_adapter(tiny_model(), r=8, seed=seed), folder / name)
     return {name: folder / name for name in ("north", "south")}
+
+
+@torch.no_grad()
+def transformers_logits(model: nn.Module, tokens: Sequence[int], adapter: Adapter | None = None) -> Tensor:
+    """What the unmodified transformers model computes, [T, vocabulary], with the adapter's unmerged layers in it."""
+    if adapter is not None:
+        model = copy.deepcopy(model)
+        attach(model, adapter)
+    return model(input_ids=torch.tensor([list(tokens)])).logits[0]
+
+
+def some_tokens(n: int, seed: int = 0) -> list[int]:
+    """Random tokens of the tiny models, special ones left out."""
+    return torch.randint(3, VOCABULARY, (n,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tiny_folder: Path) -> BaseModel:
+    """The tiny Llama as the export stage loads it."""
+    return load_base(tiny_folder)
+
+
+@pytest.fixture(scope="session")
+def north_south(tiny_adapters: dict[str, Path]) -> dict[str, Adapter]:
+    """The two adapters of the tiny Llama."""
+    return {name: load_adapter(folder) for name, folder in tiny_adapters.items()}
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(
+    tiny_base: BaseModel, north_south: dict[str, Adapter], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Bundle]:
+    """Exports the tiny Llama with both adapters, once per base_quant and adapter_mode; tests must not write to it."""
+    from lordba.export.bundle import ExportOptions, export_executorch
+
+    @functools.cache
+    def exported(base_quant: str = "none", adapter_mode: str = "ptd") -> Bundle:
+        folder = tmp_path_factory.mktemp("bundles") / f"{base_quant}-{adapter_mode}"
+        export_executorch(tiny_base, north_south, ExportOptions(folder, base_quant, adapter_mode, MAX_SEQ_LEN))
+        return read_bundle(folder)
+
+    return exported
 
 
 def smollm2_missing() -> str | None:
