@@ -119,7 +119,7 @@ def main() -> None:
 def show(result: "ExportResult", options: "ExportOptions") -> None:
     """The summary: adapters, checks, and what to run next."""
     out = console()
-    columns = ["adapter", "rank", "bytes", "fp16 LoRA /", "runtime file", "worst op error", "KL from base"]
+    columns = ["adapter", "rank", "bytes", "vs fp16 LoRA", "runtime file", "worst op error", "KL from base"]
     rows = [
         [
             row.adapter.name,

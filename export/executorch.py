@@ -53,7 +53,7 @@ def lower(captured: Captured, blob: Tensor, adapter_mode: str, constants: dict[s
         except Exception as error:  # torch.export raises what the model's own code and its guards raise
             raise LordbaError(
                 f"the model cannot be captured by torch.export on the {captured.route} path "
-                f"({type(error).__name__}: {str(error):.200}); this architecture is not supported"
+                f"({type(error).__name__}: {error!s:.200}); this architecture is not supported"
             ) from error
         edge = to_edge_transform_and_lower(
             program,
