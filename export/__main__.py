@@ -138,7 +138,8 @@ def show(result: "ExportResult", options: "ExportOptions") -> None:
     out.print(
         f"{options.output}/{result.manifest.program}: {result.program_bytes / 1e6:.1f} MB, "
         f"base {result.manifest.base_quant}, {result.partitions} delegate partitions"
-        + (f"; perplexity {perplexity}" if perplexity else "")
+        + (f"; perplexity {perplexity}" if perplexity else ""),
+        soft_wrap=True,
     )
     first = result.rows[0].adapter.name
     out.print(f'next: python -m lordba.run {options.output} --adapter {first} --prompt "Once upon a time"')

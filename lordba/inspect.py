@@ -73,7 +73,7 @@ def parity_table(checks: Sequence[ParityCheck]) -> Table:
         [
             f"{c.check}: {c.adapter or 'base'}",
             c.metric,
-            f"{c.value:.3g}",
+            f"{c.value:.4g}",
             f"{c.limit:g}",
             "ok" if c.passed else "FAILED",
         ]
