@@ -35,7 +35,7 @@ class AdapterSlot(nn.Module):
         """An adapter's modules in the program's order; no adapter is None everywhere."""
         return [adapter.modules.get(path) if adapter and path else None for path in self.paths]
 
-    def size_for(self, adapters: Sequence[Adapter]) -> int:
+    def size_for(self, adapters: Sequence[Adapter | None]) -> int:
         """Bytes of the largest blob among these adapters, rounded up to the alignment."""
         largest = max(blob_bytes(self.arrange(adapter)) for adapter in adapters)
         return -(-largest // BLOB_ALIGNMENT) * BLOB_ALIGNMENT
@@ -43,7 +43,7 @@ class AdapterSlot(nn.Module):
     def blob_of(self, adapter: Adapter | None, size: int | None = None) -> Tensor:
         """The adapter as this program reads it, uint8 [size]; without `size`, just as long as it needs to be."""
         if size is None:
-            size = -(-blob_bytes(self.arrange(adapter)) // BLOB_ALIGNMENT) * BLOB_ALIGNMENT
+            size = self.size_for([adapter])
         return make_blob(self.arrange(adapter), size)
 
 

@@ -11,7 +11,6 @@ from lordba.errors import LordbaError
 from .adapted import BLOB_ALIGNMENT
 from .capture import Captured
 
-ADAPTER_MODES = ("ptd", "input")
 ADAPTER_TAG = "adapter"
 OP = ("lordba::sign_adapter", "blob_out")
 

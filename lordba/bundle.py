@@ -9,7 +9,6 @@ from lordba.files import sha256_of
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
-TARGETS = ("executorch", "onnx", "coreml")
 
 
 @dataclass(frozen=True)

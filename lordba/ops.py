@@ -10,7 +10,7 @@ Every backend is compared with the eager implementation here. Two overloads shar
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -150,19 +150,19 @@ def _fake_blob(x, blob, first, d_in, d_outs, base=None):
     return x.new_empty([*dims, sum(d_outs)])
 
 
-def _into(function):
+def implement(
+    library: Library, op: str, out: str, function: Callable[..., Tensor], fake: Callable[..., Tensor]
+) -> None:
+    """Give an op its eager implementation, its fake kernel, and the variant named `out`, which writes into `out=`."""
+
     def write(*args, out, **kwargs):
         result = function(*args, **kwargs)
         return out.resize_(result.shape).copy_(result)
 
-    return write
+    library.impl(op, function, "CompositeExplicitAutograd")
+    library.impl(op, fake, "Meta")
+    library.impl(out, write, "CompositeExplicitAutograd")
 
 
-for _name, _function, _meta in (
-    ("sign_adapter", sign_adapter, _fake),
-    ("sign_adapter.blob", sign_adapter_blob, _fake_blob),
-):
-    _out = "sign_adapter.out" if _name == "sign_adapter" else "sign_adapter.blob_out"
-    _library.impl(_name, _function, "CompositeExplicitAutograd")
-    _library.impl(_name, _meta, "Meta")
-    _library.impl(_out, _into(_function), "CompositeExplicitAutograd")
+implement(_library, "sign_adapter", "sign_adapter.out", sign_adapter, _fake)
+implement(_library, "sign_adapter.blob", "sign_adapter.blob_out", sign_adapter_blob, _fake_blob)

@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.library import Library
 
 from lordba.errors import LordbaError
+from lordba.ops import implement
 
 _ARGUMENTS = "Tensor x, Tensor cos, Tensor sin, SymInt start, int first_head, int heads, bool rotate"
 
@@ -68,15 +69,5 @@ def _fake_swiglu(gate_up):
     return gate_up.new_empty([*gate_up.shape[:2], gate_up.shape[2] // 2])
 
 
-def _into(function):
-    def write(*args, out):
-        result = function(*args)
-        return out.resize_(result.shape).copy_(result)
-
-    return write
-
-
-for _name, _function, _meta in (("rope_heads", rope_heads, _fake_rope), ("swiglu", swiglu, _fake_swiglu)):
-    _library.impl(_name, _function, "CompositeExplicitAutograd")
-    _library.impl(_name, _meta, "Meta")
-    _library.impl(f"{_name}.out", _into(_function), "CompositeExplicitAutograd")
+implement(_library, "rope_heads", "rope_heads.out", rope_heads, _fake_rope)
+implement(_library, "swiglu", "swiglu.out", swiglu, _fake_swiglu)
