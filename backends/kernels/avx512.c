@@ -96,9 +96,11 @@ static void decode_16_avx512(const lordba_scales* scales, size_t begin, size_t n
     }
     case LORDBA_LOG4: {
       const __m512 table = _mm512_loadu_ps(scales->meaning);
-      for (size_t i = 0; i < n; i += 16) {
-        /* Each byte in the low half of 8 bytes, its high nibble in the upper half: only 4 bits of an index count. */
-        const __m128i pairs = _mm_maskz_loadu_epi8(lanes_below((n - i + 1) / 2) & 255, values + (begin + i) / 2);
+      /* Each byte in the low half of 8 bytes, its high nibble in the upper half: only 4 bits of an index count. */
+      const uint8_t* codes = values + begin / 2;
+      for (size_t i = 0; i < n; i += 16, codes += 8) {
+        const __m128i pairs = n - i >= 16 ? _mm_loadl_epi64((const __m128i*)codes)
+                                          : _mm_maskz_loadu_epi8(lanes_below((n - i + 1) / 2), codes);
         const __m512i wide = _mm512_cvtepu8_epi64(pairs);
         _mm512_storeu_ps(out + i, _mm512_permutexvar_ps(_mm512_or_si512(wide, _mm512_slli_epi64(wide, 28)), table));
       }

@@ -119,7 +119,7 @@ static void sum_inputs_scalar(const float* x, size_t x_stride, size_t tokens, si
         for (size_t j = 0; j < LORDBA_LANES; ++j) acc[i][j] = 0.0f;
       }
       for (size_t k = 0; k < n; ++k) {
-        const float value = lordba_load_scalar(x, LORDBA_F32, k) * s_in[k];
+        const float value = lordba_load_f32((const uint8_t*)x + 4 * k) * s_in[k];
         const uint32_t* word = words + k / LORDBA_WORD * lanes + block;
         for (size_t j = 0; j < LORDBA_LANES; ++j) acc[k % 4][j] += signed_by(value, word[j], k % LORDBA_WORD);
       }
@@ -128,20 +128,37 @@ static void sum_inputs_scalar(const float* x, size_t x_stride, size_t tokens, si
   }
 }
 
+/* The signs of ranks [0, 32) or [32, 64) of an output, from a row of 1, 2, 4 or 8 bytes. */
+static uint32_t row_word(const uint8_t* row, size_t width, bool upper) {
+  if (upper) return lordba_load_u32(row + 4);
+  return width == 1 ? row[0] : width == 2 ? lordba_load_u16(row) : lordba_load_u32(row);
+}
+
 static void sum_ranks_scalar(const float* h, size_t h_stride, size_t tokens, size_t ranks, const uint8_t* b, size_t n,
                              const float* s_out, const float* carry_in, float* carry_out, const void* base,
                              size_t base_stride, void* y, size_t y_stride, lordba_dtype dtype) {
   const size_t width = ranks <= 8 ? 1 : ranks <= 16 ? 2 : ranks <= 32 ? 4 : 8;
   for (size_t t = 0; t < tokens; ++t, h += h_stride) {
-    for (size_t o = 0; o < n; ++o) {
-      float acc = carry_in ? carry_in[o] : 0.0f;
-      for (size_t j = 0; j < ranks; ++j) acc += signed_by(h[j], b[o * width + j / 8], j % 8);
-      if (carry_out) {
-        carry_out[o] = acc;
-      } else {
-        acc *= s_out[o];
-        lordba_store_scalar(y, dtype, t * y_stride + o,
-                            base ? lordba_load_scalar(base, dtype, t * base_stride + o) + acc : acc);
+    for (size_t first = 0; first < n; first += LORDBA_LANES) {
+      const size_t lanes = n - first < LORDBA_LANES ? n - first : LORDBA_LANES;
+      float acc[LORDBA_LANES];
+      for (size_t i = 0; i < LORDBA_LANES; ++i) acc[i] = carry_in && i < lanes ? carry_in[first + i] : 0.0f;
+      for (size_t rank = 0; rank < ranks; rank += LORDBA_WORD) {
+        uint32_t word[LORDBA_LANES];
+        for (size_t i = 0; i < LORDBA_LANES; ++i) word[i] = row_word(b + (first + i) * width, width, rank != 0);
+        for (size_t j = rank; j < ranks && j < rank + LORDBA_WORD; ++j) {
+          for (size_t i = 0; i < LORDBA_LANES; ++i) acc[i] += signed_by(h[j], word[i], j % LORDBA_WORD);
+        }
+      }
+      for (size_t i = 0; i < lanes; ++i) {
+        const size_t o = first + i;
+        if (carry_out) {
+          carry_out[o] = acc[i];
+        } else {
+          const float value = acc[i] * s_out[o];
+          lordba_store_scalar(y, dtype, t * y_stride + o,
+                              base ? lordba_load_scalar(base, dtype, t * base_stride + o) + value : value);
+        }
       }
     }
   }
