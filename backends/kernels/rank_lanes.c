@@ -1,4 +1,5 @@
 /* The lanes are ranks in stage 1 and outputs in stage 2: the way of few tokens, and of vectors that hold a table. */
+#include "prefetch.h"
 #include "stages.h"
 
 enum { WIDENED = 8 }; /* tokens whose x are made fp32 at once */
@@ -11,6 +12,7 @@ static void sum_chunk(const lordba_kernels* kernels, const lordba_call* tile, co
   const size_t stride = lordba_padded_rank(module), row_bytes = lordba_ceil_div(module->d_in, 8);
   float s_in[LORDBA_CHUNK], widened[WIDENED * LORDBA_CHUNK];
   uint32_t packed[LORDBA_WORDS * LORDBA_MAX_RANKS + 1]; /* words can be read up to 3 bytes too far */
+  lordba_prefetch_ahead(module, chunk);
   kernels->decode(&module->s_in, first, n, s_in);
   for (size_t i = n; i % LORDBA_WORD != 0; ++i) s_in[i] = 0.0f;
   for (size_t rank = 0; rank < module->r; rank += LORDBA_MAX_RANKS) {
