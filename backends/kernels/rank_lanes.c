@@ -25,9 +25,9 @@ static void sum_chunk(const lordba_kernels* kernels, const lordba_call* tile, co
       kernels->pack_a(module->a_signs + rank * row_bytes + first / 8, row_bytes, rows, lordba_ceil_div(n, 8), blocks,
                       packed);
     }
-    if (tile->dtype == LORDBA_F32) {
-      kernels->sum_inputs((const float*)tile->x + first, tile->x_stride, tile->tokens, n, s_in, words, blocks,
-                          sums + rank, stride);
+    if (tile->dtype == LORDBA_F32 || kernels->widen == NULL) {
+      kernels->sum_inputs(lordba_element(tile->x, first, tile->dtype), tile->x_stride, tile->dtype, tile->tokens, n,
+                          s_in, words, blocks, sums + rank, stride);
       continue;
     }
     for (size_t t = 0; t < tile->tokens; t += WIDENED) {
@@ -36,7 +36,8 @@ static void sum_chunk(const lordba_kernels* kernels, const lordba_call* tile, co
         const void* x = lordba_element(tile->x, (t + k) * tile->x_stride + first, tile->dtype);
         kernels->widen(x, tile->dtype, n, widened + k * LORDBA_CHUNK);
       }
-      kernels->sum_inputs(widened, LORDBA_CHUNK, tokens, n, s_in, words, blocks, sums + t * stride + rank, stride);
+      kernels->sum_inputs(widened, LORDBA_CHUNK, LORDBA_F32, tokens, n, s_in, words, blocks, sums + t * stride + rank,
+                          stride);
     }
   }
 }

@@ -80,10 +80,6 @@ static void decode_scalar(const lordba_scales* scales, size_t begin, size_t n, f
   }
 }
 
-static void widen_scalar(const void* x, lordba_dtype dtype, size_t n, float* v) {
-  for (size_t i = 0; i < n; ++i) v[i] = lordba_load_scalar(x, dtype, i);
-}
-
 void lordba_pack_a_scalar(const uint8_t* a, size_t row_bytes, size_t rows, size_t bytes, size_t blocks,
                           uint32_t* words) {
   const size_t lanes = blocks * LORDBA_LANES;
@@ -109,17 +105,18 @@ static inline float signed_by(float value, uint32_t word, size_t i) {
   return from_bits(to_bits(value) ^ word >> i << 31);
 }
 
-static void sum_inputs_scalar(const float* x, size_t x_stride, size_t tokens, size_t n, const float* s_in,
-                              const uint32_t* words, size_t blocks, float* sums, size_t sums_stride) {
+static void sum_inputs_scalar(const void* x, size_t x_stride, lordba_dtype dtype, size_t tokens, size_t n,
+                              const float* s_in, const uint32_t* words, size_t blocks, float* sums,
+                              size_t sums_stride) {
   const size_t lanes = blocks * LORDBA_LANES;
-  for (size_t t = 0; t < tokens; ++t, x += x_stride, sums += sums_stride) {
+  for (size_t t = 0; t < tokens; ++t, sums += sums_stride) {
     for (size_t block = 0; block < lanes; block += LORDBA_LANES) {
       float acc[4][LORDBA_LANES];
       for (size_t i = 0; i < 4; ++i) {
         for (size_t j = 0; j < LORDBA_LANES; ++j) acc[i][j] = 0.0f;
       }
       for (size_t k = 0; k < n; ++k) {
-        const float value = lordba_load_f32((const uint8_t*)x + 4 * k) * s_in[k];
+        const float value = lordba_load_scalar(x, dtype, t * x_stride + k) * s_in[k];
         const uint32_t* word = words + k / LORDBA_WORD * lanes + block;
         for (size_t j = 0; j < LORDBA_LANES; ++j) acc[k % 4][j] += signed_by(value, word[j], k % LORDBA_WORD);
       }
@@ -227,7 +224,6 @@ const lordba_kernels lordba_kernels_scalar = {
     .rate_prefill = 20000,
     .rank_lanes_up_to = 4,
     .decode = decode_scalar,
-    .widen = widen_scalar,
     .pack_a = lordba_pack_a_scalar,
     .sum_inputs = sum_inputs_scalar,
     .sum_ranks = sum_ranks_scalar,

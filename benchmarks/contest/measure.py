@@ -114,18 +114,19 @@ class SignKernels:
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[self.dtype]
         self._x = torch.from_numpy(x).to(dtype)
         self._y = torch.zeros(len(x), self._d_out, dtype=dtype)
-        arrays = [t.view(torch.uint16).numpy() if self.dtype == "bf16" else t.numpy() for t in (self._x, self._y)]
-        self._pool.set(self.dtype, *arrays)
+        self._arrays = [t.view(torch.uint16).numpy() if self.dtype == "bf16" else t.numpy() for t in (self._x, self._y)]
 
     def delta(self) -> NDArray:
         self.seconds(1, cold=False)
         return self._y.double().numpy()
 
     def seconds(self, calls: int, cold: bool) -> float:
+        self._pool.set(self.dtype, *self._arrays)  # both dtypes share the pool
         return self._pool.run(self._threads, calls, cold) / calls
 
     def threads_used(self) -> int:
         """What the library's plan makes of the threads offered."""
+        self._pool.set(self.dtype, *self._arrays)
         return self._pool.threads_used(self._threads)
 
     def error(self) -> float:
