@@ -34,9 +34,6 @@ struct lordba_kernels {
    * The lanes are ranks, then outputs.
    */
 
-  /* v[i] = x[i] for n <= LORDBA_CHUNK inputs of fp16 or bf16; NULL where sum_inputs reads them itself. */
-  void (*widen)(const void* x, lordba_dtype dtype, size_t n, float* v);
-
   /* Turns a chunk of A, `rows` <= LORDBA_MAX_RANKS rows of `bytes` <= 64 bytes, into the order that sum_inputs reads:
    * ceil(bytes / 4) words for each of blocks * LORDBA_LANES ranks. Rows and bits that are not there become 0. */
   void (*pack_a)(const uint8_t* a, size_t row_bytes, size_t rows, size_t bytes, size_t blocks, uint32_t* words);

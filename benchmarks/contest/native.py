@@ -23,7 +23,8 @@ def build(folder: Path) -> ctypes.CDLL:
     cmake = shutil.which("cmake", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
     if cmake is None:
         raise LordbaError("the benchmark compiles C and found no cmake: pip install cmake")
-    for command in ([cmake, "-S", str(Path(__file__).parents[1]), "-B", str(folder)], [cmake, "--build", str(folder)]):
+    source = Path(__file__).parents[1] / "native"
+    for command in ([cmake, "-S", str(source), "-B", str(folder)], [cmake, "--build", str(folder)]):
         result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode != 0:
             errors = [line for line in (result.stdout + result.stderr).splitlines() if "rror" in line]

@@ -1,5 +1,5 @@
 #define _POSIX_C_SOURCE 200809L
-#include "kernels_team.h"
+#include "team.h"
 
 #include <math.h>
 #include <pthread.h>

@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "kernels_team.h"
+#include "team.h"
 
 #if defined(__AVX512F__)
 enum { BYTES = 64, SUMS = 24 };

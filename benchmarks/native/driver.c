@@ -8,8 +8,8 @@
 #include <string.h>
 
 #include "dense_lora.h"
-#include "kernels_team.h"
 #include "lordba_kernels.h"
+#include "team.h"
 
 enum { MAX_THREADS = 2, PAGE = 4096 };
 
