@@ -12,6 +12,10 @@ typedef float vector __attribute__((vector_size(64)));
 /* The lowest n of 16 lanes. */
 static inline __mmask16 lanes_below(size_t n) { return n < 16 ? (__mmask16)((1u << n) - 1) : (__mmask16)0xffff; }
 
+UNROLLED const char* element_at(const void* p, size_t i, lordba_dtype dtype) {
+  return (const char*)p + i * (dtype == LORDBA_F32 ? 4 : 2);
+}
+
 UNROLLED vector load_n(const void* p, lordba_dtype dtype, size_t i, size_t n) {
   const __mmask16 mask = lanes_below(n);
   if (dtype == LORDBA_F32) return (vector)_mm512_maskz_loadu_ps(mask, (const float*)p + i);
@@ -183,6 +187,8 @@ UNROLLED void sum_blocks(const void* x, size_t start, size_t x_stride, lordba_dt
         plus[t] = next[t];
         less[t] = _mm512_xor_ps(plus[t], negative);
         const size_t i = k + 16 * half + 16;
+        /* The same inputs of the next tokens: rows are too far apart for the hardware to foresee. */
+        if (tokens == 2) _mm_prefetch(element_at(x, start + (t + 2) * x_stride + i, dtype), _MM_HINT_T0);
         if (half == 0 || i < n) next[t] = sums_of_pairs(x, start + t * x_stride, dtype, n, i, s_in);
       }
 #pragma GCC unroll 4
@@ -315,6 +321,7 @@ UNROLLED void sum_16_outputs(const output_step* step, const __m512 table[2][8], 
   for (int t = 0; t < tokens; ++t) {
     sum[t][0] = _mm512_add_ps(sum[t][0], sum[t][1]);
     if (carry_in) sum[t][0] = _mm512_add_ps(sum[t][0], (__m512)load_n(carry_in, LORDBA_F32, t * step->n + o, lanes));
+    if (tokens == 2) _mm_prefetch(element_at(step->y, (t + 2) * step->y_stride + o, dtype), _MM_HINT_T0);
     start[t] = step->base && !carry_out ? (__m512)load_n(step->base, dtype, t * step->base_stride + o, lanes)
                                         : _mm512_setzero_ps();
   }
