@@ -21,9 +21,10 @@ from lordba.files import new_file
 PROJECT = Path(__file__).parents[1]
 KERNELS, BENCHMARKS = PROJECT / "backends" / "kernels", PROJECT / "benchmarks" / "native"
 COMPILER, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64-static"
-WIDTHS, RANKS, TOKENS = (576, 2048), (8, 16, 32, 64), (1, 32)
+WIDTHS, RANKS, TOKENS = (576, 2048), (8, 16, 32, 64), (1, 8, 32)
 BASELINES = ("dense-fp32", "dense-fp16")
-OURS = {"neon": "neon", "neon:stored": "neon, A packed in every call", "scalar": "scalar"}
+OURS = {"neon": "neon", "i8mm": "i8mm", "neon:stored": "neon, A packed in every call", "scalar": "scalar"}
+FLAGS = {"neon_i8mm": ["-march=armv8.2-a+i8mm"]}
 CLAIMED_FROM_RANK = 16
 
 
@@ -31,7 +32,8 @@ def build(folder: Path) -> tuple[Path, range]:
     """The program, and the addresses of the code that counts: the kernels' and the baseline's."""
     strict = ["-std=c11", "-O3", "-Wall", "-Wextra", "-Werror", f"-I{KERNELS}", f"-I{BENCHMARKS}"]
     ours = ["-fno-builtin", "-ffp-contract=off"]
-    sources = {path: ours for path in sorted(KERNELS.glob("*.c")) if not path.stem.startswith("avx")}
+    files = [path for path in sorted(KERNELS.glob("*.c")) if not path.stem.startswith("avx")]
+    sources = {path: [*ours, *FLAGS.get(path.stem, [])] for path in files}
     sources[BENCHMARKS / "dense_lora_neon.c"] = ["-fno-schedule-insns"]  # the fewest of GCC's ways: no spills
     objects, names = [], set()
     for source, flags in sources.items():
@@ -109,9 +111,10 @@ def sizes() -> list[tuple[int, int, int]]:
 
 
 def contestants(size: tuple[int, int, int]) -> list[str]:
-    """Many tokens read A as it is stored; the scalar twin is for small sizes."""
+    """i8mm differs from neon for a few tokens; many read A as it is stored; the scalar twin is for small sizes."""
     d, _, tokens = size
-    return [*BASELINES, "neon"] + (["neon:stored"] if tokens == 1 else []) + (["scalar"] if d == WIDTHS[0] else [])
+    more = {1: ["neon:stored"], 8: ["i8mm"]}.get(tokens, [])
+    return [*BASELINES, "neon", *more, *(["scalar"] if d == WIDTHS[0] else [])]
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -131,7 +131,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="lordba-benchmark-") as folder:
         err.print("building the kernels, the dense LoRA and the driver")
         library = build(Path(folder) / "build")
-        known = tuple(isa for isa in ("avx512", "avx2", "i8mm", "dotprod", "neon") if library.has_isa(isa.encode()))
+        known = tuple(isa for isa in ("avx512", "avx2", "i8mm", "neon") if library.has_isa(isa.encode()))
         cache = max(cache_sizes().values(), default=32 << 20)
         plan = Plan(
             shapes=tuple(Shape(d, r) for d in axes["d"] for r in axes["r"]),

@@ -2,7 +2,7 @@
  *   kernels_check auto             prints the instruction set that is chosen here
  *   kernels_check parity ISA       prints the worst error against a double reference; exit 3: not available here
  *   kernels_check calls ISA        several modules, splits, bases, strides, special values, transposition, bad calls
- *   kernels_check same ISA OTHER   one call of many tokens gives bitwise the same on both
+ *   kernels_check same ISA OTHER [TOKENS]   one call, of many tokens if not told, gives bitwise the same on both
  *   kernels_check hostile          truncated and damaged blobs: an error or a harmless result, never a bad access
  *   kernels_check overread         negative control: claims more bytes than there are, the sanitizer must stop it */
 #include <math.h>
@@ -475,9 +475,9 @@ static int calls(const lordba_kernels* kernels) {
   return failures ? 1 : 0;
 }
 
-static int same(const lordba_kernels* kernels, const lordba_kernels* other) {
+static int same(const lordba_kernels* kernels, const lordba_kernels* other, size_t tokens) {
   size_t size;
-  const size_t tokens = 45, d_in = 700, d_out = 330;
+  const size_t d_in = 700, d_out = 330;
   double* scales = malloc((20 + d_in + d_out) * sizeof(double));
   uint8_t* blob = make_blob(20, 700, 330, LORDBA_LOG4, &size, scales);
   lordba_module module;
@@ -551,7 +551,9 @@ int main(int argc, char** argv) {
   if (argc == 2 && strcmp(argv[1], "auto") == 0) return puts(lordba_isa(kernels)) < 0;
   if (argc == 3 && strcmp(argv[1], "parity") == 0) return parity(kernels);
   if (argc == 3 && strcmp(argv[1], "calls") == 0) return calls(kernels);
-  if (argc == 4 && strcmp(argv[1], "same") == 0) return same(kernels, lordba_select(argv[3]));
+  if (argc >= 4 && strcmp(argv[1], "same") == 0) {
+    return same(kernels, lordba_select(argv[3]), argc > 4 ? strtoul(argv[4], NULL, 10) : 45);
+  }
   if (argc == 2 && strcmp(argv[1], "hostile") == 0) return hostile();
   if (argc == 2 && strcmp(argv[1], "overread") == 0) return overread();
   return 2;

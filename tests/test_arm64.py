@@ -6,6 +6,7 @@ import functools
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -25,31 +26,30 @@ pytestmark = pytest.mark.skipif(
 )
 
 SOURCES = sorted(path for path in KERNELS.glob("*.c") if not path.stem.startswith("avx"))
-STRICT = ["-std=c11", "-Wall", "-Wextra", "-Werror", "-fno-builtin", "-ffp-contract=off", f"-I{KERNELS}"]
-# What each processor has and which level is chosen on it: NEON is in all of them, no level above it is worth code yet.
-CHOSEN = {"max": "neon", "cortex-a76": "neon", "cortex-a53": "neon"}
-LEVELS = ["scalar", "neon"]
+STRICT = ["-std=c11", "-Wall", "-Wextra", "-Werror", "-fno-builtin", "-ffp-contract=off"]
+FLAGS = {"neon_i8mm.c": ["-march=armv8.2-a+i8mm"]}
+# The levels that each processor has, the one that is chosen on it last. NEON is in all of them.
+LEVELS = {"max": ["scalar", "neon", "i8mm"], "cortex-a76": ["scalar", "neon"], "cortex-a53": ["scalar", "neon"]}
+FORCED = [(cpu, level) for cpu, levels in LEVELS.items() for level in levels]
+
+
+def build(program: Path, flags: Sequence[str], kernels: Path = KERNELS) -> Path:
+    """The check program, each of the kernels' files with the flags of its instruction set."""
+    objects = []
+    for source in [*(kernels / path.name for path in SOURCES), PROJECT / "tests" / "kernels_check.c"]:
+        objects.append(program.with_name(f"{program.name}-{source.stem}.o"))
+        own = [*flags, *FLAGS.get(source.name, []), f"-I{kernels}"]
+        subprocess.run([COMPILER, *STRICT, *own, "-c", source, "-o", objects[-1]], check=True)
+    subprocess.run([COMPILER, *flags, *objects, "-o", program, "-lm"], check=True)
+    return program
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the check program as it ships (`check`) and with sanitizers (`sanitized`)."""
     folder = tmp_path_factory.mktemp("arm64")
-    for name, flags in {
-        "check": ["-O3", "-static"],
-        "sanitized": ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
-    }.items():
-        command = [
-            COMPILER,
-            *STRICT,
-            *flags,
-            *SOURCES,
-            PROJECT / "tests" / "kernels_check.c",
-            "-o",
-            folder / name,
-            "-lm",
-        ]
-        subprocess.run(command, check=True)
+    build(folder / "check", ["-O3", "-static"])
+    build(folder / "sanitized", ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"])
     return folder
 
 
@@ -59,9 +59,14 @@ def emulate(program: Path, *arguments: str, cpu: str = "max") -> subprocess.Comp
     return subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
 
 
-@pytest.mark.parametrize("cpu", CHOSEN)
+@pytest.mark.parametrize("cpu", LEVELS)
 def test_the_level_that_is_chosen(built, cpu):
-    assert emulate(built / "check", "auto", cpu=cpu).stdout.strip() == CHOSEN[cpu]
+    assert emulate(built / "check", "auto", cpu=cpu).stdout.strip() == LEVELS[cpu][-1]
+
+
+@pytest.mark.parametrize("cpu", ["cortex-a76", "cortex-a53"])
+def test_a_level_that_the_processor_lacks_is_refused(built, cpu):
+    assert emulate(built / "check", "calls", "i8mm", cpu=cpu).returncode == 3
 
 
 @functools.cache
@@ -69,28 +74,33 @@ def checked(program: Path, check: str, level: str, cpu: str) -> subprocess.Compl
     return emulate(program, check, level, cpu=cpu)
 
 
-@pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("cpu", CHOSEN)
+@pytest.mark.parametrize(("cpu", "level"), FORCED)
 def test_calls_with_splits_strides_bases_and_special_values(built, cpu, level):
     result = checked(built / "check", "calls", level, cpu)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-@pytest.mark.parametrize("cpu", CHOSEN)
+@pytest.mark.parametrize("cpu", LEVELS)
 def test_every_shape_and_dtype_against_double_precision(built, cpu):
-    result = checked(built / "check", "parity", CHOSEN[cpu], cpu)
+    result = checked(built / "check", "parity", LEVELS[cpu][-1], cpu)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-@pytest.mark.parametrize("cpu", CHOSEN)
-def test_many_tokens_are_bitwise_those_of_the_scalar_twin(built, cpu):
-    for level in LEVELS:
-        result = emulate(built / "check", "same", level, "scalar", cpu=cpu)
-        assert result.returncode == 0, f"{level}: {result.stdout}"
+@pytest.mark.parametrize(("cpu", "level"), FORCED)
+def test_many_tokens_are_bitwise_those_of_the_scalar_twin(built, cpu, level):
+    result = emulate(built / "check", "same", level, "scalar", cpu=cpu)
+    assert result.returncode == 0, result.stdout
 
 
-def test_no_bad_access_in_any_shape(built):
-    result = emulate(built / "sanitized", "calls", "neon")
+@pytest.mark.parametrize("tokens", ["1", "2", "7", "16"])
+def test_few_tokens_are_bitwise_the_same_with_and_without_matrix_products(built, tokens):
+    assert emulate(built / "check", "same", "i8mm", "neon", tokens).returncode == 0
+    assert emulate(built / "check", "same", "neon", "scalar", tokens).returncode == 1, "negative control"
+
+
+@pytest.mark.parametrize("level", ["neon", "i8mm"])
+def test_no_bad_access_in_any_shape(built, level):
+    result = emulate(built / "sanitized", "calls", level)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
@@ -107,24 +117,26 @@ def test_a_level_of_another_architecture_is_refused(built):
     assert emulate(built / "check", "parity", "avx2").returncode == 3
 
 
-def test_a_wrong_instruction_would_be_seen(built, tmp_path):
-    """Negative control: with one byte of a table's index wrong, the sums are."""
-    source = (KERNELS / "neon_planes.h").read_text()
-    assert "0x0c04" in source
+@pytest.mark.parametrize(
+    ("level", "source", "right", "wrong"),
+    [("neon", "neon_planes.h", "0x0c04", "0x0c08"), ("i8mm", "neon_i8mm.c", "{4, 12, 20", "{4, 12, 21")],
+)
+def test_a_wrong_instruction_would_be_seen(tmp_path, level, source, right, wrong):
+    """Negative control: with one byte of a table's index, or of the order of a plane, wrong, the sums are."""
     for path in KERNELS.iterdir():
         shutil.copy(path, tmp_path)
-    (tmp_path / "neon_planes.h").write_text(source.replace("0x0c04", "0x0c08"))
-    sources = [tmp_path / path.name for path in SOURCES]
-    check = PROJECT / "tests" / "kernels_check.c"
-    flags = [*STRICT[:-1], f"-I{tmp_path}", "-O3", "-static"]
-    subprocess.run([COMPILER, *flags, *sources, check, "-o", tmp_path / "check", "-lm"], check=True)
-    assert emulate(tmp_path / "check", "calls", "neon").returncode == 1
+    text = (KERNELS / source).read_text()
+    assert right in text
+    (tmp_path / source).write_text(text.replace(right, wrong))
+    program = build(tmp_path / "check", ["-O3", "-static"], tmp_path)
+    assert emulate(program, "calls", level).returncode == 1
 
 
 @pytest.mark.parametrize("source", [path for path in SOURCES if path.name != "dispatch.c"], ids=lambda path: path.name)
 def test_hot_files_call_no_libc(source, tmp_path):
     compiled = tmp_path / "object.o"
-    subprocess.run([COMPILER, *STRICT, "-O3", "-fPIC", "-c", source, "-o", compiled], check=True)
+    own = [*FLAGS.get(source.name, []), f"-I{KERNELS}"]
+    subprocess.run([COMPILER, *STRICT, *own, "-O3", "-fPIC", "-c", source, "-o", compiled], check=True)
     listed = subprocess.run(["aarch64-linux-gnu-nm", "-u", compiled], capture_output=True, text=True, check=True)
     undefined = listed.stdout.split()[1::2]
     assert [symbol for symbol in undefined if not symbol.startswith("lordba_")] == []

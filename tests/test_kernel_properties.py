@@ -21,7 +21,7 @@ from lordba.signs import pack_signs, unpack_signs
 COMPILER = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="NO C COMPILER: the kernels' properties are not checked")
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-ISAS = ["scalar", "avx2", "avx512", "neon", "dotprod", "i8mm"]
+ISAS = ["scalar", "avx2", "avx512", "neon", "i8mm"]
 ALIGNMENT = 64
 
 

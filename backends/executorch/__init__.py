@@ -16,7 +16,8 @@ _LIBRARY = "liblordba_executorch.so"
 def load() -> str:
     """Register lordba's kernels with the ExecuTorch runtime of this process and return the instruction set they use.
 
-    Repeated calls do nothing. The environment variable LORDBA_ISA (scalar, avx2, avx512) forces an instruction set.
+    Repeated calls do nothing. The environment variable LORDBA_ISA (scalar, avx2, avx512, neon, i8mm)
+    forces an instruction set.
     Raises LordbaError if the library was not built or the forced instruction set is not available here.
     """
     path = _find()
@@ -32,7 +33,7 @@ def load() -> str:
     if isa is None:
         raise LordbaError(
             f"LORDBA_ISA={os.environ.get('LORDBA_ISA')}: this CPU or build has no such kernels; "
-            "use scalar, avx2 or avx512, or unset it to use the fastest"
+            "use scalar, avx2, avx512, neon or i8mm, or unset it to use the fastest"
         )
     return isa.decode()
 

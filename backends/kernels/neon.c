@@ -230,3 +230,18 @@ const lordba_kernels lordba_kernels_neon = {
     .sum_tables = sum_tables_32t_neon,
     .store = store_4t_neon,
 };
+
+const lordba_kernels lordba_kernels_i8mm = {
+    .name = "i8mm",
+    .rate_decode = 20000,
+    .rate_prefill = 20000,
+    .rank_lanes_up_to = 16, /* by the count of instructions */
+    .decode = decode_neon,
+    .pack_a = lordba_pack_a_neon,
+    .sum_inputs = lordba_sum_inputs_i8mm,
+    .sum_ranks = lordba_sum_ranks_neon,
+    .input_tables = input_tables_8t_neon,
+    .rank_tables = rank_tables,
+    .sum_tables = sum_tables_32t_neon,
+    .store = store_4t_neon,
+};

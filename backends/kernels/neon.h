@@ -44,12 +44,14 @@ UNROLLED void store_n(void* p, lordba_dtype dtype, size_t i, size_t n, float32x4
   }
 }
 
-/* neon_inputs.c and neon_ranks.c */
+/* neon_inputs.c, neon_ranks.c and neon_i8mm.c */
 void lordba_pack_a_neon(const uint8_t* a, size_t row_bytes, size_t rows, size_t bytes, size_t blocks, uint32_t* words);
 void lordba_sum_inputs_neon(const void* x, size_t x_stride, lordba_dtype dtype, size_t tokens, size_t n,
                             const float* s_in, const uint32_t* words, size_t blocks, float* sums, size_t sums_stride);
 void lordba_sum_ranks_neon(const float* h, size_t h_stride, size_t tokens, size_t ranks, const uint8_t* b, size_t n,
                            const float* s_out, const float* carry_in, float* carry_out, const void* base,
                            size_t base_stride, void* y, size_t y_stride, lordba_dtype dtype);
+void lordba_sum_inputs_i8mm(const void* x, size_t x_stride, lordba_dtype dtype, size_t tokens, size_t n,
+                            const float* s_in, const uint32_t* words, size_t blocks, float* sums, size_t sums_stride);
 
 #endif

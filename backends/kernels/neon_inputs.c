@@ -1,26 +1,5 @@
 /* NEON, stage 1 of few tokens: a chunk of x as tables of planes, which A's words look up. */
-#include "neon_planes.h"
-
-static const float SPREAD = 160.0f; /* of the squares: up to here, the error of three planes is below 4.4e-7 */
-
-APART void copy_rest(const float* x, size_t n, float* rest) {
-  for (size_t k = 0; k < COLUMN; ++k) rest[k] = k < n ? lordba_load_scalar(x, LORDBA_F32, k) : 0.0f;
-}
-
-/* All of a chunk, padded with zeros to whole columns; returns the sum of squares and, in *largest, that of the largest
- * group. */
-static float scale_inputs(const float* x, size_t n, const float* s_in, float* v, float* largest) {
-  float32x4_t total = vdupq_n_f32(0.0f), most = total;
-  const size_t whole = n / COLUMN * COLUMN;
-  scale_columns(x, s_in, v, n / COLUMN, &total, &most);
-  if (whole < n) {
-    float rest[COLUMN];
-    copy_rest(x + whole, n - whole, rest);
-    scale_columns(rest, s_in + whole, v + whole, 1, &total, &most);
-  }
-  *largest = vmaxvq_f32(most);
-  return vaddvq_f32(total);
-}
+#include "neon_inputs.h"
 
 /* Three planes of at least one column. */
 UNROLLED void add_columns(const uint8_t* tables, size_t columns, const uint8_t* words, size_t stride,
@@ -94,15 +73,6 @@ APART void sum_plain(const float* x, size_t n, const float* s_in, const uint8_t*
   }
 }
 
-/* n <= LORDBA_CHUNK elements of any dtype from element `start` on, as floats: in place or in `widened`. */
-static const float* as_floats(const void* x, lordba_dtype dtype, size_t start, size_t n, float* widened) {
-  if (dtype == LORDBA_F32) return (const float*)x + start;
-  size_t i = 0;
-  for (; i + 4 <= n; i += 4) vst1q_f32(widened + i, load_n(x, dtype, start + i, 4));
-  for (; i < n; ++i) widened[i] = lordba_load_scalar(x, dtype, start + i);
-  return widened;
-}
-
 void lordba_sum_inputs_neon(const void* x, size_t x_stride, lordba_dtype dtype, size_t tokens, size_t n,
                             const float* s_in, const uint32_t* words, size_t blocks, float* sums, size_t sums_stride) {
   const uint8_t* bytes = (const uint8_t*)words;
@@ -111,18 +81,15 @@ void lordba_sum_inputs_neon(const void* x, size_t x_stride, lordba_dtype dtype, 
     float v[LORDBA_CHUNK], widened[LORDBA_CHUNK], largest;
     const float* row = as_floats(x, dtype, t * x_stride, n, widened);
     const float squares = scale_inputs(row, n, s_in, v, &largest);
-    if (!in_range(squares)) {
-      sum_plain(row, n, s_in, bytes, blocks * LORDBA_LANES, sums);
-      continue;
-    }
-    /* A group's sum is at most 2 sqrt(largest), all sums at most sqrt(n * squares); a table holds half of it. */
-    const float values = (float)(columns * COLUMN), all = square_root(values * squares);
-    if (values * largest < SPREAD * squares) {
-      const float scale = (float)((1 << 23) - 64) / square_root(largest);
+    const float scale = scale_of_3_planes(squares, largest, columns);
+    if (scale != 0.0f) {
       sum_rounded(v, columns, 3, scale, 1.0f / scale, bytes, blocks, sums);
+    } else if (in_range(squares)) {
+      /* All sums are at most sqrt(n * squares). */
+      const float wide = (float)(1 << 30) / square_root((float)(columns * COLUMN) * squares);
+      sum_rounded(v, columns, 4, wide, 1.0f / wide, bytes, blocks, sums);
     } else {
-      const float scale = (float)(1 << 30) / all;
-      sum_rounded(v, columns, 4, scale, 1.0f / scale, bytes, blocks, sums);
+      sum_plain(row, n, s_in, bytes, blocks * LORDBA_LANES, sums);
     }
   }
 }

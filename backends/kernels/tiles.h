@@ -87,6 +87,7 @@ extern const lordba_kernels lordba_kernels_avx2;
 extern const lordba_kernels lordba_kernels_avx512;
 #elif defined(__aarch64__)
 extern const lordba_kernels lordba_kernels_neon;
+extern const lordba_kernels lordba_kernels_i8mm;
 #endif
 
 /* Constant-size copies that compilers turn into plain loads. */
