@@ -1,4 +1,4 @@
-#define _POSIX_C_SOURCE 200809L
+#define _GNU_SOURCE
 #include "team.h"
 
 #include <math.h>
@@ -13,12 +13,26 @@ typedef struct {
   size_t thread;
   void (*work)(void*, team*, size_t);
   void* context;
+  const cpu_set_t* allowed;
 } member;
 
 static double now(void) {
   struct timespec time;
   clock_gettime(CLOCK_MONOTONIC, &time);
   return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
+}
+
+/* Keeps the calling thread on its own core: two threads that yield to each other may share one for a long time. */
+static void pin(const cpu_set_t* allowed, size_t thread) {
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+    if (CPU_ISSET(cpu, allowed) && thread-- == 0) {
+      cpu_set_t one;
+      CPU_ZERO(&one);
+      CPU_SET(cpu, &one);
+      pthread_setaffinity_np(pthread_self(), sizeof one, &one);
+      return;
+    }
+  }
 }
 
 static void relax(void) {
@@ -39,6 +53,7 @@ void team_meet(team* team) {
 
 static void* start(void* argument) {
   member* self = argument;
+  pin(self->allowed, self->thread);
   team_meet(self->team);
   self->work(self->context, self->team, self->thread);
   team_meet(self->team);
@@ -50,15 +65,19 @@ double team_run(size_t threads, void (*work)(void*, team*, size_t), void* contex
   team team = {.threads = threads};
   member members[MAX_THREADS];
   pthread_t ids[MAX_THREADS];
+  cpu_set_t allowed;
+  if (pthread_getaffinity_np(pthread_self(), sizeof allowed, &allowed) != 0) return NAN;
   for (size_t i = 1; i < threads; ++i) {
-    members[i] = (member){&team, i, work, context};
+    members[i] = (member){&team, i, work, context, &allowed};
     if (pthread_create(&ids[i], NULL, start, &members[i]) != 0) return NAN; /* the process ends soon: no clean-up */
   }
+  if (threads > 1) pin(&allowed, 0);
   team_meet(&team);
   const double begin = now();
   work(context, &team, 0);
   team_meet(&team);
   const double seconds = now() - begin;
   for (size_t i = 1; i < threads; ++i) pthread_join(ids[i], NULL);
+  pthread_setaffinity_np(pthread_self(), sizeof allowed, &allowed);
   return seconds;
 }
