@@ -57,7 +57,7 @@ class Plan(ctypes.Structure):
         ("stages", ctypes.c_size_t),
         ("tiles", ctypes.c_size_t * 2),
         ("workspace", ctypes.c_size_t),
-        *((name, ctypes.c_size_t) for name in ("token_tiles", "input_tiles", "tile_tokens")),
+        *((name, ctypes.c_size_t) for name in ("token_tiles", "tile_tokens")),
         ("token_lanes", ctypes.c_bool),
     ]
 

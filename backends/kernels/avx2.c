@@ -7,8 +7,6 @@ typedef float vector __attribute__((vector_size(32)));
 
 #include "tiles.h"
 
-#define UNROLLED static inline __attribute__((always_inline))
-
 /* 1, in a way that compilers do not see: shifts and additions share units on some CPUs, shifts and multiplications do
  * not, so that value * 1 + sum is the faster way to add beside a shift. */
 UNROLLED __m256 hidden_one(void) {
@@ -256,11 +254,11 @@ UNROLLED void sum_outputs(const output_step* step, const float* h, int groups, i
 static void sum_ranks_8o_avx2(const float* h, size_t h_stride, size_t tokens, size_t ranks, const uint8_t* b, size_t n,
                               const float* s_out, const float* carry_in, float* carry_out, const void* base,
                               size_t base_stride, void* y, size_t y_stride, lordba_dtype dtype) {
-  const size_t width = ranks <= 8 ? 1 : ranks <= 16 ? 2 : ranks <= 32 ? 4 : 8, bytes = dtype == LORDBA_F32 ? 4 : 2;
+  const size_t width = lordba_row_width(ranks);
   for (size_t t = 0; t < tokens; ++t, h += h_stride) {
-    output_step step = {b,    width, false, n, s_out, carry_in, carry_out, NULL, (uint8_t*)y + t * y_stride * bytes,
+    output_step step = {b,    width, false, n, s_out, carry_in, carry_out, NULL, lordba_element(y, t * y_stride, dtype),
                         dtype};
-    if (base) step.base = (const uint8_t*)base + t * base_stride * bytes;
+    if (base) step.base = lordba_element(base, t * base_stride, dtype);
     if (width == 1) {
       sum_outputs(&step, h, GROUPS_8, 2);
     } else if (width == 2) {

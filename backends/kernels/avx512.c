@@ -1,20 +1,13 @@
-/* AVX-512. Few tokens: a table of the 16 signed sums of 4 values fills one register, and one permute looks it up for 16
- * ranks or outputs. Many tokens: token_tables.h. */
+/* AVX-512: a table of the 16 signed sums of 4 values fills one register, and one permute looks it up for 16 ranks or
+ * outputs, for any number of tokens. */
 #include <immintrin.h>
-
-#define WIDTH 16
-typedef float vector __attribute__((vector_size(64)));
 
 #include "tiles.h"
 
-#define UNROLLED static inline __attribute__((always_inline))
+typedef float vector __attribute__((vector_size(64)));
 
 /* The lowest n of 16 lanes. */
 static inline __mmask16 lanes_below(size_t n) { return n < 16 ? (__mmask16)((1u << n) - 1) : (__mmask16)0xffff; }
-
-UNROLLED const char* element_at(const void* p, size_t i, lordba_dtype dtype) {
-  return (const char*)p + i * (dtype == LORDBA_F32 ? 4 : 2);
-}
 
 UNROLLED vector load_n(const void* p, lordba_dtype dtype, size_t i, size_t n) {
   const __mmask16 mask = lanes_below(n);
@@ -79,8 +72,6 @@ UNROLLED void transpose_16(__m512i r[16]) {
 #pragma GCC unroll 16
   for (int i = 0; i < 16; ++i) r[i] = t[i];
 }
-
-UNROLLED void transpose(vector rows[16]) { transpose_16((__m512i*)rows); }
 
 static void decode_16_avx512(const lordba_scales* scales, size_t begin, size_t n, float* out) {
   const uint8_t* values = scales->values;
@@ -188,7 +179,7 @@ UNROLLED void sum_blocks(const void* x, size_t start, size_t x_stride, lordba_dt
         less[t] = _mm512_xor_ps(plus[t], negative);
         const size_t i = k + 16 * half + 16;
         /* The same inputs of the next tokens: rows are too far apart for the hardware to foresee. */
-        if (tokens == 2) _mm_prefetch(element_at(x, start + (t + 2) * x_stride + i, dtype), _MM_HINT_T0);
+        if (tokens == 2) _mm_prefetch(lordba_element(x, start + (t + 2) * x_stride + i, dtype), _MM_HINT_T0);
         if (half == 0 || i < n) next[t] = sums_of_pairs(x, start + t * x_stride, dtype, n, i, s_in);
       }
 #pragma GCC unroll 4
@@ -321,7 +312,7 @@ UNROLLED void sum_16_outputs(const output_step* step, const __m512 table[2][8], 
   for (int t = 0; t < tokens; ++t) {
     sum[t][0] = _mm512_add_ps(sum[t][0], sum[t][1]);
     if (carry_in) sum[t][0] = _mm512_add_ps(sum[t][0], (__m512)load_n(carry_in, LORDBA_F32, t * step->n + o, lanes));
-    if (tokens == 2) _mm_prefetch(element_at(step->y, (t + 2) * step->y_stride + o, dtype), _MM_HINT_T0);
+    if (tokens == 2) _mm_prefetch(lordba_element(step->y, (t + 2) * step->y_stride + o, dtype), _MM_HINT_T0);
     start[t] = step->base && !carry_out ? (__m512)load_n(step->base, dtype, t * step->base_stride + o, lanes)
                                         : _mm512_setzero_ps();
   }
@@ -388,14 +379,12 @@ UNROLLED void sum_tokens(output_step step, size_t ranks, const float* h, size_t 
     }
   }
 }
+
 static void sum_ranks_16o_avx512(const float* h, size_t h_stride, size_t tokens, size_t ranks, const uint8_t* b,
                                  size_t n, const float* s_out, const float* carry_in, float* carry_out,
                                  const void* base, size_t base_stride, void* y, size_t y_stride, lordba_dtype dtype) {
   output_step step = {.b = b,
-                      .width = ranks <= 8    ? 1
-                               : ranks <= 16 ? 2
-                               : ranks <= 32 ? 4
-                                             : 8,
+                      .width = lordba_row_width(ranks),
                       .n = n,
                       .s_out = s_out,
                       .carry_in = carry_in,
@@ -405,11 +394,10 @@ static void sum_ranks_16o_avx512(const float* h, size_t h_stride, size_t tokens,
                       .y = y,
                       .y_stride = y_stride,
                       .dtype = dtype};
-  const size_t bytes = dtype == LORDBA_F32 ? 4 : 2;
   for (; tokens >= 2; tokens -= 2, h += 2 * h_stride) {
     sum_tokens(step, ranks, h, h_stride, 2);
-    if (step.base) step.base = (const uint8_t*)step.base + 2 * base_stride * bytes;
-    step.y = (uint8_t*)step.y + 2 * y_stride * bytes;
+    if (step.base) step.base = lordba_element(step.base, 2 * base_stride, dtype);
+    step.y = lordba_element(step.y, 2 * y_stride, dtype);
   }
   if (tokens != 0) sum_tokens(step, ranks, h, h_stride, 1);
 }

@@ -1,5 +1,5 @@
 /* Reading an adapter blob: header and records are little endian, of any alignment, and not trusted. */
-#include "tiles.h"
+#include "stages.h"
 
 enum { HEADER_BYTES = 32, RECORD_BYTES = 64, BLOB_VERSION = 1 };
 
@@ -31,23 +31,18 @@ const char* lordba_status_text(lordba_status status) {
   return "unknown status";
 }
 
+/* Bytes that say what the codes mean, in front of the values. */
+static size_t meaning_bytes(lordba_scale_code code) {
+  return code == LORDBA_LOG4 ? 16 * sizeof(float) : code == LORDBA_INT8 ? 2 * sizeof(float) : 0;
+}
+
 uint64_t lordba_scale_bytes(lordba_scale_code code, uint64_t n) {
-  switch (code) {
-    case LORDBA_FP32:
-      return 4 * n;
-    case LORDBA_FP16:
-      return 2 * n;
-    case LORDBA_INT8:
-      return 2 * sizeof(float) + n;
-    case LORDBA_LOG4:
-      return 16 * sizeof(float) + (n + 1) / 2;
-  }
-  return UINT64_MAX;
+  if ((unsigned)code > LORDBA_LOG4) return UINT64_MAX;
+  return meaning_bytes(code) + lordba_value_bytes(code, n);
 }
 
 static lordba_scales scales_at(const uint8_t* section, lordba_scale_code code) {
-  const size_t meaning = code == LORDBA_LOG4 ? 16 * sizeof(float) : code == LORDBA_INT8 ? 2 * sizeof(float) : 0;
-  return (lordba_scales){code, section, section + meaning};
+  return (lordba_scales){code, section, section + meaning_bytes(code)};
 }
 
 lordba_status lordba_blob_module(const void* blob, size_t size, uint64_t index, lordba_module* module) {

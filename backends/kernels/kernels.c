@@ -17,6 +17,22 @@ static const lordba_stages* stages_of(const lordba_plan* plan) {
 
 static size_t chunks_of(const lordba_call* call) { return lordba_ceil_div(call->modules->d_in, LORDBA_CHUNK); }
 
+/* Over the modules of a call: floats of the sums of one chunk, in all and of the largest, and pieces of outputs. */
+typedef struct {
+  size_t all, largest, pieces;
+} totals;
+
+static totals totals_of(const lordba_call* call, const lordba_plan* plan) {
+  totals sizes = {0};
+  for (size_t i = 0; i < call->count; ++i) {
+    const size_t floats = stages_of(plan)->sum_floats(&call->modules[i], plan->tile_tokens);
+    sizes.all += floats;
+    sizes.largest = at_least(floats, sizes.largest);
+    sizes.pieces += lordba_ceil_div(call->modules[i].d_out, OUTPUTS_PIECE);
+  }
+  return sizes;
+}
+
 bool lordba_is_zero(const lordba_module* module) {
   if (module->r == 0) return true;
   /* In every scale code, only bytes of zero mean a scale of zero. */
@@ -71,24 +87,16 @@ lordba_status lordba_plan_call(const lordba_kernels* kernels, const lordba_call*
   plan->token_tiles = lordba_ceil_div(call->tokens, plan->tile_tokens);
   plan->stages = plan->token_tiles < threads ? 2 : 1;
 
-  size_t largest = 0, all = 0, outputs = 0;
-  for (size_t i = 0; i < call->count; ++i) {
-    const size_t floats = stages_of(plan)->sum_floats(&call->modules[i], plan->tile_tokens);
-    largest = at_least(largest, floats);
-    all += floats;
-    outputs += lordba_ceil_div(call->modules[i].d_out, OUTPUTS_PIECE);
-  }
+  const totals sizes = totals_of(call, plan);
   if (plan->stages == 1) {
-    plan->input_tiles = 1;
     plan->tiles[0] = plan->token_tiles;
-    plan->workspace = plan->token_tiles * 2 * largest * sizeof(float);
+    plan->workspace = plan->token_tiles * 2 * sizes.largest * sizeof(float);
     return LORDBA_OK;
   }
   const size_t share = lordba_ceil_div(2 * threads, plan->token_tiles);
-  plan->input_tiles = lordba_at_most(chunks_of(call), share);
-  plan->tiles[0] = plan->token_tiles * plan->input_tiles;
-  plan->tiles[1] = plan->token_tiles * lordba_at_most(outputs, share);
-  plan->workspace = (plan->token_tiles * chunks_of(call) * all + plan->tiles[1] * largest) * sizeof(float);
+  plan->tiles[0] = plan->token_tiles * lordba_at_most(chunks_of(call), share);
+  plan->tiles[1] = plan->token_tiles * lordba_at_most(sizes.pieces, share);
+  plan->workspace = (plan->token_tiles * chunks_of(call) * sizes.all + plan->tiles[1] * sizes.largest) * sizeof(float);
   return LORDBA_OK;
 }
 
@@ -146,7 +154,8 @@ static void run_chunks(const lordba_kernels* kernels, const lordba_call* tile, c
   for (size_t i = 0; i < tile->count; ++i) {
     const lordba_module* module = &tile->modules[i];
     const size_t floats = stages->sum_floats(module, plan->tile_tokens);
-    for (size_t chunk = begin; chunk < end && !lordba_is_zero(module); ++chunk) {
+    const size_t last = lordba_is_zero(module) ? begin : end;
+    for (size_t chunk = begin; chunk < last; ++chunk) {
       stages->sum_chunk(kernels, tile, module, chunk, partials + chunk * floats);
     }
     partials += chunks_of(tile) * floats;
@@ -189,22 +198,16 @@ void lordba_run_tile(const lordba_kernels* kernels, const lordba_call* call, con
     run_tokens(kernels, &part, plan, floats + plan->workspace / sizeof(float) / plan->token_tiles * tile);
     return;
   }
-  size_t all = 0, largest = 0, pieces = 0;
-  for (size_t i = 0; i < call->count; ++i) {
-    const size_t here = stages_of(plan)->sum_floats(&call->modules[i], plan->tile_tokens);
-    all += here;
-    largest = at_least(largest, here);
-    pieces += lordba_ceil_div(call->modules[i].d_out, OUTPUTS_PIECE);
-  }
+  const totals sizes = totals_of(call, plan);
   const size_t chunks = chunks_of(call), share = plan->tiles[stage] / plan->token_tiles;
   const lordba_call part = tile_of(call, plan, tile / share);
-  float* partials = floats + tile / share * chunks * all;
+  float* partials = floats + tile / share * chunks * sizes.all;
   const size_t index = tile % share;
   if (stage == 0) {
     run_chunks(kernels, &part, plan, index * chunks / share, (index + 1) * chunks / share, partials);
   } else {
-    float* h = floats + plan->token_tiles * chunks * all + tile * largest;
-    run_outputs(kernels, &part, plan, index * pieces / share, (index + 1) * pieces / share, partials, h);
+    float* h = floats + plan->token_tiles * chunks * sizes.all + tile * sizes.largest;
+    run_outputs(kernels, &part, plan, index * sizes.pieces / share, (index + 1) * sizes.pieces / share, partials, h);
   }
 }
 

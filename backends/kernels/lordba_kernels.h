@@ -75,12 +75,12 @@ typedef struct {
 
 /* How a call is cut. */
 typedef struct {
-  size_t threads;   /* that are worth waking: 1 or what was asked for */
-  size_t stages;    /* 0: nothing to do, 1, or 2 */
-  size_t tiles[2];  /* tiles of each stage */
-  size_t workspace; /* bytes that the tiles share, aligned to LORDBA_ALIGNMENT; need not be cleared */
-  size_t token_tiles, input_tiles, tile_tokens; /* how the tiles are numbered: for lordba_run_tile */
-  bool token_lanes; /* which form of the stages; depends on the instruction set and on `tokens` alone */
+  size_t threads;                  /* that are worth waking: 1 or what was asked for */
+  size_t stages;                   /* 0: nothing to do, 1, or 2 */
+  size_t tiles[2];                 /* tiles of each stage */
+  size_t workspace;                /* bytes that the tiles share, aligned to LORDBA_ALIGNMENT; need not be cleared */
+  size_t token_tiles, tile_tokens; /* how the tiles are numbered: for lordba_run_tile */
+  bool token_lanes;                /* which form of the stages; depends on the instruction set and on `tokens` alone */
 } lordba_plan;
 
 /* What went wrong, in words. */

@@ -6,8 +6,6 @@
 
 #include "tiles.h"
 
-#define UNROLLED static inline __attribute__((always_inline))
-
 /* Elements [i, i + n) at p as floats, n <= 4, zeros after them. */
 UNROLLED float32x4_t load_n(const void* p, lordba_dtype dtype, size_t i, size_t n) {
   if (n < 4) {

@@ -164,7 +164,7 @@ static bool make_token(token_pair* pair, size_t token, const void* x, lordba_dty
 /* Two tokens or more. */
 APART void sum_pairs(const void* x, size_t x_stride, lordba_dtype dtype, size_t tokens, size_t n, const float* s_in,
                      const uint32_t* words, size_t blocks, float* sums, size_t sums_stride) {
-  const size_t lanes = blocks * LORDBA_LANES, spans = (n + SPAN - 1) / SPAN, size = dtype == LORDBA_F32 ? 4 : 2;
+  const size_t lanes = blocks * LORDBA_LANES, spans = (n + SPAN - 1) / SPAN, size = lordba_element_bytes(dtype);
   uint8_t rows[SPANS * 8 * LORDBA_MAX_RANKS];
   make_rows((const uint8_t*)words, (n + COLUMN - 1) / COLUMN, lanes, rows);
   for (size_t t = 0; t < tokens; t += 2, sums += 2 * sums_stride) {

@@ -176,7 +176,7 @@ UNROLLED void sum_row(const outputs* row, size_t n, size_t columns, bool halves,
 void lordba_sum_ranks_neon(const float* h, size_t h_stride, size_t tokens, size_t ranks, const uint8_t* b, size_t n,
                            const float* s_out, const float* carry_in, float* carry_out, const void* base,
                            size_t base_stride, void* y, size_t y_stride, lordba_dtype dtype) {
-  const size_t width = ranks <= 8 ? 1 : ranks <= 16 ? 2 : ranks <= 32 ? 4 : 8, size = dtype == LORDBA_F32 ? 4 : 2;
+  const size_t width = lordba_row_width(ranks), size = lordba_element_bytes(dtype);
   const size_t columns = width <= 2 ? 1 : width / 2, given = (ranks + COLUMN - 1) / COLUMN * COLUMN;
   for (size_t t = 0; t < tokens; ++t, h += h_stride) {
     uint8_t tables[LORDBA_MAX_RANKS / COLUMN * 3 * PLANE];

@@ -62,7 +62,7 @@ static void sum_step(const lordba_kernels* kernels, const lordba_call* tile, con
   kernels->decode(&module->s_out, first, n, s_out);
   for (size_t rank = 0; rank < module->r; rank += LORDBA_MAX_RANKS) {
     const size_t ranks = lordba_at_most(module->r - rank, LORDBA_MAX_RANKS), bytes = lordba_ceil_div(ranks, 8);
-    const size_t width = bytes <= 2 ? bytes : bytes <= 4 ? 4 : 8;
+    const size_t width = lordba_row_width(ranks);
     const uint8_t* rows = module->b_signs + first * row_bytes + rank / 8;
     if (row_bytes != width || n % LORDBA_LANES != 0) rows = repack_rows(rows, row_bytes, bytes, n, width, packed);
     const void* base = tile->base ? lordba_element(tile->base, column + first, tile->dtype) : NULL;

@@ -134,7 +134,7 @@ static uint32_t row_word(const uint8_t* row, size_t width, bool upper) {
 static void sum_ranks_scalar(const float* h, size_t h_stride, size_t tokens, size_t ranks, const uint8_t* b, size_t n,
                              const float* s_out, const float* carry_in, float* carry_out, const void* base,
                              size_t base_stride, void* y, size_t y_stride, lordba_dtype dtype) {
-  const size_t width = ranks <= 8 ? 1 : ranks <= 16 ? 2 : ranks <= 32 ? 4 : 8;
+  const size_t width = lordba_row_width(ranks);
   for (size_t t = 0; t < tokens; ++t, h += h_stride) {
     for (size_t first = 0; first < n; first += LORDBA_LANES) {
       const size_t lanes = n - first < LORDBA_LANES ? n - first : LORDBA_LANES;

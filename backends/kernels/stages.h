@@ -28,17 +28,12 @@ static inline size_t lordba_at_most(size_t value, size_t limit) { return value <
 static inline size_t lordba_ceil_div(size_t value, size_t by) { return (value + by - 1) / by; }
 
 /* Bytes of n scales without what their codes mean. */
-static inline size_t lordba_value_bytes(lordba_scale_code code, size_t n) {
+static inline uint64_t lordba_value_bytes(lordba_scale_code code, uint64_t n) {
   return code == LORDBA_FP32 ? 4 * n : code == LORDBA_FP16 ? 2 * n : code == LORDBA_INT8 ? n : (n + 1) / 2;
 }
 
 static inline size_t lordba_padded_rank(const lordba_module* module) {
   return lordba_ceil_div(module->r, LORDBA_LANES) * LORDBA_LANES;
-}
-
-/* Element i of an array of any dtype. */
-static inline void* lordba_element(const void* array, size_t i, lordba_dtype dtype) {
-  return (uint8_t*)array + i * (dtype == LORDBA_F32 ? 4 : 2);
 }
 
 #endif

@@ -90,6 +90,18 @@ extern const lordba_kernels lordba_kernels_neon;
 extern const lordba_kernels lordba_kernels_i8mm;
 #endif
 
+#define UNROLLED static inline __attribute__((always_inline))
+
+static inline size_t lordba_element_bytes(lordba_dtype dtype) { return dtype == LORDBA_F32 ? 4 : 2; }
+
+/* Element i of an array of any dtype. */
+static inline void* lordba_element(const void* array, size_t i, lordba_dtype dtype) {
+  return (uint8_t*)array + i * lordba_element_bytes(dtype);
+}
+
+/* Bytes of the rows of B that sum_ranks reads: 1, 2, 4 or 8. */
+static inline size_t lordba_row_width(size_t ranks) { return ranks <= 8 ? 1 : ranks <= 16 ? 2 : ranks <= 32 ? 4 : 8; }
+
 /* Constant-size copies that compilers turn into plain loads. */
 static inline uint32_t lordba_load_u32(const uint8_t* p) {
   uint32_t value;

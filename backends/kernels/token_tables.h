@@ -9,8 +9,6 @@
  */
 #include "tiles.h"
 
-#define UNROLLED static inline __attribute__((always_inline))
-
 UNROLLED vector zeros(void) { return (vector){0}; }
 
 UNROLLED vector load(const float* p) {
