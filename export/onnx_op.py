@@ -1,0 +1,175 @@
+"""`ai.lordba::SignAdapter`, version 1: the ONNX operator's schema, and its body in standard operators.
+
+    y = base + s_out * (B (s_mid * (A (s_in * x))))        (LoRDBA, arXiv 2605.24058)
+
+Inputs are `lordba::sign_adapter`'s, with `base` second. A model carries the body as a model-local function: a runtime
+that has no kernel for the node inlines it, one with ours (backends/onnxruntime) calls the kernel.
+"""
+
+import onnx
+from onnx import FunctionProto, defs
+from onnx.shape_inference import InferenceContext
+
+from lordba.onnx_adapter import parameters
+from lordba.scales import ScaleCode
+
+DOMAIN = "ai.lordba"
+NAME = "SignAdapter"
+VERSION = 1
+OPSET = 18
+"""The standard operators' version of exported models: the first with BitwiseAnd, and old runtimes know it."""
+
+
+def register_schema() -> None:
+    """Make the operator known to onnx's checker and shape inference in this process."""
+    if defs.has(NAME, domain=DOMAIN):
+        return
+    formal, option = defs.OpSchema.FormalParameter, defs.OpSchema.FormalParameterOption
+    signs, scales = "tensor(uint8)", "S"
+    inputs = [formal("x", "T", "[..., d_in]"), formal("base", "T", "[..., d_out], what the adapter is added to")]
+    inputs += [formal("a_signs", signs, "[r, ceil(d_in/8)]"), formal("b_signs", signs, "[d_out, ceil(r/8)]")]
+    inputs += [formal(name, scales, "as stored") for name in ("s_in", "s_mid", "s_out")]
+    inputs += [formal("s_ranges", "tensor(float16)", "[3, 2], lo and hi of coded scales", param_option=option.Optional)]
+    schema = defs.OpSchema(
+        NAME,
+        DOMAIN,
+        VERSION,
+        doc="A low-rank adapter of packed signs: bit 1 is -1, least significant bit first; all-zero s_out: y = base.",
+        inputs=inputs,
+        outputs=[formal("y", "T", "[..., d_out]")],
+        type_constraints=[
+            ("T", ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"], "sums run in float"),
+            ("S", ["tensor(float)", "tensor(float16)", "tensor(uint8)"], "the scale code's storage"),
+        ],
+        attributes=[defs.OpSchema.Attribute("scale_code", defs.OpSchema.AttrType.STRING, "fp32, fp16, int8 or log4")],
+    )
+    schema.set_type_and_shape_inference_function(_infer)
+    defs.register_schema(schema)
+
+
+def _infer(context: InferenceContext) -> None:
+    """y is of base's type and shape."""
+    base = context.get_input_type(1)
+    if base is not None:
+        context.set_output_type(0, base)
+
+
+def function_body(code: ScaleCode) -> FunctionProto:
+    """The operator in standard operators, for nodes with this scale code (a body cannot depend on an attribute)."""
+    lines = [*_SIGN_TABLE, *_signs("a", "d_in"), *_signs("b", "r")]
+    if code.is_coded:
+        lines += _LEVELS[code]
+    for index, (name, length) in enumerate((("s_in", "d_in"), ("s_mid", "r"), ("s_out", "d_out"))):
+        lines += _scales(code, name, index, length)
+    text = (
+        f'<opset_import: ["" : {OPSET}], domain: "{DOMAIN}">\n'
+        f"{NAME} <scale_code> (x, base, {', '.join(parameters(code))}) => (y)\n{{\n" + "\n".join(lines + _SUM) + "\n}"
+    )
+    return onnx.parser.parse_function(text)
+
+
+_SIGN_TABLE = """\
+zero = Constant <value = int64[1] {0}> ()
+last = Constant <value = int64[1] {-1}> ()
+one = Constant <value = int64[1] {1}> ()
+rows = Constant <value = int64[2] {0, -1}> ()
+first = Constant <value = int64 {0}> ()
+count = Constant <value = int64 {256}> ()
+step = Constant <value = int64 {1}> ()
+numbers = Range (first, count, step)
+bytes = Cast <to = 2> (numbers)
+byte_column = Unsqueeze (bytes, one)
+places = Constant <value = uint8[8] {0, 1, 2, 3, 4, 5, 6, 7}> ()
+shifted = BitShift <direction = "RIGHT"> (byte_column, places)
+low_bit = Constant <value = uint8 {1}> ()
+bits = BitwiseAnd (shifted, low_bit)
+bit_values = Cast <to = 1> (bits)
+two_f = Constant <value = float {2}> ()
+one_f = Constant <value = float {1}> ()
+doubled = Mul (bit_values, two_f)
+signs_of_byte = Sub (one_f, doubled)
+d_in = Shape <start = -1> (x)
+r = Shape <start = 0, end = 1> (a_signs)
+d_out = Shape <start = 0, end = 1> (b_signs)""".splitlines()
+
+_SUM = """\
+x_f = Cast <to = 1> (x)
+x_scaled = Mul (x_f, s_in_f)
+a_t = Transpose <perm = [1, 0]> (a)
+h = MatMul (x_scaled, a_t)
+h_scaled = Mul (h, s_mid_f)
+b_t = Transpose <perm = [1, 0]> (b)
+z = MatMul (h_scaled, b_t)
+z_scaled = Mul (z, s_out_f)
+term = CastLike (z_scaled, base)
+y = Add (base, term)""".splitlines()
+
+# What the codes of each vector mean, [3, codes]: in double and then float, as lordba.scales.levels does it.
+_ENDS = """\
+ranges = Cast <to = 11> (s_ranges)
+lo = Slice (ranges, zero, one, one)
+two = Constant <value = int64[1] {2}> ()
+hi = Slice (ranges, one, two, one)
+code_steps = Range (first, steps, step)
+code_steps_d = Cast <to = 11> (code_steps)
+fraction = Div (code_steps_d, last_step)""".splitlines()
+_WITH_ZERO = """\
+positive_f = Cast <to = 1> (positive)
+front = Constant <value = int64[4] {0, 1, 0, 0}> ()
+levels = Pad (positive_f, front)""".splitlines()
+_LEVELS = {
+    ScaleCode.LOG4: [
+        "steps = Constant <value = int64 {15}> ()",
+        "last_step = Constant <value = double {14}> ()",
+        *_ENDS,
+        "ratio = Div (hi, lo)",
+        "growth = Pow (ratio, fraction)",
+        "positive = Mul (lo, growth)",
+        *_WITH_ZERO,
+        "sixteen = Constant <value = uint8 {16}> ()",
+        "high = Div (byte_column, sixteen)",
+        "fifteen = Constant <value = uint8 {15}> ()",
+        "low = BitwiseAnd (byte_column, fifteen)",
+        "halves = Concat <axis = 1> (low, high)",
+        "codes_of_byte = Cast <to = 6> (halves)",
+    ],
+    ScaleCode.INT8: [
+        "steps = Constant <value = int64 {255}> ()",
+        "last_step = Constant <value = double {254}> ()",
+        *_ENDS,
+        "width = Sub (hi, lo)",
+        "distance = Mul (width, fraction)",
+        "positive = Add (lo, distance)",
+        *_WITH_ZERO,
+    ],
+}
+
+
+def _signs(name: str, columns: str) -> list[str]:
+    """`name`_signs as a matrix of +1 and -1 with that many columns."""
+    return [
+        f"{name}_index = Cast <to = 6> ({name}_signs)",
+        f"{name}_bytes = Gather (signs_of_byte, {name}_index)",
+        f"{name}_padded = Reshape ({name}_bytes, rows)",
+        f"{name} = Slice ({name}_padded, zero, {columns}, one)",
+    ]
+
+
+def _scales(code: ScaleCode, name: str, index: int, length: str) -> list[str]:
+    """The vector `name` as floats of that length."""
+    if not code.is_coded:
+        return [f"{name}_f = Cast <to = 1> ({name})"]
+    lines = [
+        f"{name}_row = Constant <value = int64 {{{index}}}> ()",
+        f"{name}_levels = Gather (levels, {name}_row)",
+        f"{name}_index = Cast <to = 6> ({name})",
+    ]
+    if code is ScaleCode.INT8:
+        return [*lines, f"{name}_f = Gather ({name}_levels, {name}_index)"]
+    return [
+        *lines,
+        f"{name}_halves = Gather (codes_of_byte, {name}_index)",
+        f"{name}_padded = Reshape ({name}_halves, last)",
+        f"{name}_codes = Slice ({name}_padded, zero, {length})",
+        f"{name}_f = Gather ({name}_levels, {name}_codes)",
+    ]
