@@ -122,6 +122,7 @@ def _open_places(model: ir.Model, decoder: OnnxDecoder) -> None:
     for path, values in found.items():
         for name, value in zip(parameters(decoder.code), values, strict=True):
             data, shape = _no_adapter(decoder.nodes[path], name)
+            assert value.name is not None
             model.graph.initializers.pop(value.name)
             value.name = f"{path}.{name}"
             value.const_value = ir.tensor(data, name=value.name)

@@ -112,8 +112,8 @@ class OnnxAdapter:
             if value.data_type() != info.type or not fits:
                 wanted = [size if isinstance(size, int) else "any" for size in info.shape]
                 raise LordbaError(
-                    f"{self.path}: {name} is {value.data_type()} {list(shape)}, the program takes {info.type} {wanted}; "
-                    "export the adapter for this program"
+                    f"{self.path}: {name} is {value.data_type()} {list(shape)}, the program takes {info.type} "
+                    f"{wanted}; export the adapter for this program"
                 )
         self._check_ranks()
 

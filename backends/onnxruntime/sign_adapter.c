@@ -1,0 +1,324 @@
+/*
+ * ai.lordba::SignAdapter for ONNX Runtime: y = base + s_out * (B (s_mid * (A (s_in * x)))), over backends/kernels.
+ *
+ * Inputs: x [..., d_in], base [..., d_out], a_signs [r, ceil(d_in/8)], b_signs [d_out, ceil(r/8)], s_in, s_mid, s_out
+ * as stored, and for coded scales s_ranges [3, 2]. Shapes are checked at every call, for an adapter is another input
+ * each time. A call keeps no state, so that one session may run on several threads.
+ */
+#include "sign_adapter.h"
+
+#include <math.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { X, BASE, A_SIGNS, B_SIGNS, S_IN, S_MID, S_OUT, S_RANGES, INPUTS };
+enum { MOST_DIMENSIONS = 8, STACK_BYTES = 16384, LOG4_CODES = 16, MOST_THREADS = 64 };
+
+typedef struct {
+  const OrtApi* api;
+  lordba_dtype dtype;
+  lordba_scale_code code;
+} Kernel;
+
+typedef struct {
+  void* data;
+  int64_t dims[MOST_DIMENSIONS];
+  size_t rank;
+} Tensor;
+
+static atomic_uint_fast64_t calls;
+
+uint64_t lordba_onnxruntime_calls(void) { return atomic_load(&calls); }
+
+const lordba_kernels* lordba_onnxruntime_kernels(void) {
+  static _Atomic(const lordba_kernels*) selected;
+  const lordba_kernels* kernels = atomic_load(&selected);
+  if (kernels == NULL) {
+    kernels = lordba_select(getenv("LORDBA_ISA"));
+    atomic_store(&selected, kernels);
+  }
+  return kernels;
+}
+
+static OrtStatus* failure(const OrtApi* api, OrtErrorCode code, const char* message) {
+  return ORT_CALLABLE(api, OrtCreateStatus, ORT_CREATE_STATUS)(code, message);
+}
+
+static OrtStatus* invalid(const OrtApi* api, const char* message) {
+  return failure(api, ORT_INVALID_ARGUMENT, message);
+}
+
+/* Reads a value's data and shape. */
+static OrtStatus* look_at(const OrtApi* api, const OrtValue* value, Tensor* tensor) {
+  OrtShape* shape = NULL;
+  OrtStatus* status = ORT_CALLABLE(api, OrtTensorShape, ORT_TENSOR_SHAPE)(value, &shape);
+  if (status) return status;
+  status = ORT_CALLABLE(api, OrtDimensionsCount, ORT_DIMENSIONS_COUNT)(shape, &tensor->rank);
+  if (!status && tensor->rank > MOST_DIMENSIONS) status = invalid(api, "SignAdapter: more than 8 dimensions");
+  if (!status) status = ORT_CALLABLE(api, OrtDimensions, ORT_DIMENSIONS)(shape, tensor->dims, tensor->rank);
+  ORT_CALLABLE(api, OrtReleaseShape, ORT_RELEASE_SHAPE)(shape);
+  if (status) return status;
+  return ORT_CALLABLE(api, OrtTensorData, ORT_TENSOR_DATA)((OrtValue*)value, &tensor->data);
+}
+
+static int64_t stored(lordba_scale_code code, int64_t n) { return code == LORDBA_LOG4 ? (n + 1) / 2 : n; }
+
+static bool is(const Tensor* tensor, size_t rank, int64_t first, int64_t second) {
+  return tensor->rank == rank && tensor->dims[0] == first && (rank < 2 || tensor->dims[1] == second);
+}
+
+/* Why the inputs do not belong together, or NULL. */
+static const char* mismatch(const Tensor* in, lordba_scale_code code) {
+  const Tensor *x = &in[X], *base = &in[BASE];
+  if (x->rank < 1 || base->rank != x->rank) return "SignAdapter: x and base must have the same number of dimensions";
+  if (memcmp(x->dims, base->dims, (x->rank - 1) * sizeof *x->dims) != 0) {
+    return "SignAdapter: x and base must agree in all dimensions but the last";
+  }
+  const int64_t d_in = x->dims[x->rank - 1], d_out = base->dims[base->rank - 1];
+  const int64_t r = in[A_SIGNS].rank == 2 ? in[A_SIGNS].dims[0] : 0;
+  if (r < 1 || r > UINT32_MAX || d_in > UINT32_MAX || d_out > UINT32_MAX) {
+    return "SignAdapter: the rank and the channels must be at least 1 and less than 2^32";
+  }
+  if (!is(&in[A_SIGNS], 2, r, (d_in + 7) / 8)) return "SignAdapter: a_signs must be [r, ceil(d_in/8)]";
+  if (!is(&in[B_SIGNS], 2, d_out, (r + 7) / 8)) return "SignAdapter: b_signs must be [d_out, ceil(r/8)]";
+  if (!is(&in[S_IN], 1, stored(code, d_in), 0))
+    return "SignAdapter: s_in must hold d_in scales in the node's scale code";
+  if (!is(&in[S_MID], 1, stored(code, r), 0)) return "SignAdapter: s_mid must hold r scales in the node's scale code";
+  if (!is(&in[S_OUT], 1, stored(code, d_out), 0)) {
+    return "SignAdapter: s_out must hold d_out scales in the node's scale code";
+  }
+  const bool coded = code == LORDBA_INT8 || code == LORDBA_LOG4;
+  if (coded && !is(&in[S_RANGES], 2, 3, 2)) return "SignAdapter: int8 and log4 scales need s_ranges [3, 2]";
+  return NULL;
+}
+
+static double from_half(uint16_t half) {
+  const int exponent = (half >> 10) & 31;
+  const double fraction = half & 1023;
+  const double size = exponent == 0 ? ldexp(fraction, -24) : ldexp(1024 + fraction, exponent - 25);
+  return half >> 15 ? -size : size;
+}
+
+/* What the codes of one vector mean, from its lo and hi in fp16; false unless 0 < lo <= hi and finite. */
+static bool decode_range(lordba_scale_code code, const uint16_t* range, float* meaning) {
+  enum { INFINITE = 31 << 10 };
+  const double lo = from_half(range[0]), hi = from_half(range[1]);
+  if (!(0 < lo && lo <= hi) || (range[1] & INFINITE) == INFINITE) return false;
+  if (code == LORDBA_INT8) {
+    meaning[0] = (float)lo;
+    meaning[1] = (float)((hi - lo) / 254);
+    return true;
+  }
+  const double growth = pow(hi / lo, 1.0 / 14);
+  double level = lo;
+  meaning[0] = 0;
+  for (int i = 1; i < LOG4_CODES; ++i, level *= growth) meaning[i] = (float)level;
+  meaning[LOG4_CODES - 1] = (float)hi;
+  return true;
+}
+
+typedef struct {
+  const lordba_kernels* kernels;
+  const lordba_call* call;
+  const lordba_plan* plan;
+  void* workspace;
+  size_t stage;
+} Work;
+
+static void run_tile(void* work, size_t tile) {
+  const Work* w = work;
+  lordba_run_tile(w->kernels, w->call, w->plan, w->workspace, w->stage, tile);
+}
+
+/* All tiles of a planned call, on ONNX Runtime's threads where there is more than one. */
+static OrtStatus* run_tiles(const OrtApi* api, const OrtKernelContext* context, Work* work) {
+  for (work->stage = 0; work->stage < work->plan->stages; ++work->stage) {
+    const size_t tiles = work->plan->tiles[work->stage];
+    if (tiles == 1) {
+      run_tile(work, 0);
+      continue;
+    }
+    OrtStatus* status = ORT_CALLABLE(api, OrtParallelFor, ORT_PARALLEL_FOR)(context, run_tile, tiles, 0, work);
+    if (status) return status;
+  }
+  return NULL;
+}
+
+static OrtStatus* run(const OrtApi* api, const OrtKernelContext* context, const lordba_call* call) {
+  Work work = {.kernels = lordba_onnxruntime_kernels(), .call = call};
+  lordba_plan plan;
+  const lordba_status fault = lordba_plan_call(work.kernels, call, MOST_THREADS, &plan);
+  if (fault != LORDBA_OK) return invalid(api, lordba_status_text(fault));
+  work.plan = &plan;
+  _Alignas(LORDBA_ALIGNMENT) unsigned char here[STACK_BYTES];
+  if (plan.workspace <= sizeof here) {
+    work.workspace = here;
+    return run_tiles(api, context, &work);
+  }
+  const size_t size = (plan.workspace + LORDBA_ALIGNMENT - 1) / LORDBA_ALIGNMENT * LORDBA_ALIGNMENT;
+  work.workspace = aligned_alloc(LORDBA_ALIGNMENT, size);
+  if (work.workspace == NULL) return failure(api, ORT_FAIL, "SignAdapter: out of memory");
+  OrtStatus* status = run_tiles(api, context, &work);
+  free(work.workspace);
+  return status;
+}
+
+static OrtStatus* ORT_CALL compute(void* state, OrtKernelContext* context) {
+  const Kernel* kernel = state;
+  const OrtApi* api = kernel->api;
+  atomic_fetch_add_explicit(&calls, 1, memory_order_relaxed);
+  Tensor in[INPUTS] = {0};
+  size_t count = 0;
+  OrtStatus* status = ORT_CALLABLE(api, OrtInputCount, ORT_INPUT_COUNT)(context, &count);
+  for (size_t i = 0; !status && i < count && i < INPUTS; ++i) {
+    const OrtValue* value = NULL;
+    status = ORT_CALLABLE(api, OrtInput, ORT_INPUT)(context, i, &value);
+    if (!status && value != NULL) status = look_at(api, value, &in[i]);
+  }
+  if (status) return status;
+  const char* fault = mismatch(in, kernel->code);
+  if (fault) return invalid(api, fault);
+
+  OrtValue* output = NULL;
+  const Tensor *x = &in[X], *base = &in[BASE];
+  status = ORT_CALLABLE(api, OrtOutput, ORT_OUTPUT)(context, 0, base->dims, base->rank, &output);
+  void* y = NULL;
+  if (!status) status = ORT_CALLABLE(api, OrtTensorData, ORT_TENSOR_DATA)(output, &y);
+  if (status) return status;
+
+  const size_t d_in = (size_t)x->dims[x->rank - 1], d_out = (size_t)base->dims[base->rank - 1];
+  size_t tokens = 1;
+  for (size_t i = 0; i + 1 < x->rank; ++i) tokens *= (size_t)x->dims[i];
+  if (tokens == 0) return NULL;
+
+  float meaning[3][LOG4_CODES];
+  const bool coded = kernel->code == LORDBA_INT8 || kernel->code == LORDBA_LOG4;
+  for (int i = 0; coded && i < 3; ++i) {
+    if (!decode_range(kernel->code, (const uint16_t*)in[S_RANGES].data + 2 * i, meaning[i])) {
+      return invalid(api, "SignAdapter: s_ranges must be 0 < lo <= hi and finite");
+    }
+  }
+#define SCALES(i) {kernel->code, coded ? (const uint8_t*)meaning[i] : NULL, in[S_IN + (i)].data}
+  lordba_module module = {
+      .r = (uint32_t)in[A_SIGNS].dims[0],
+      .d_in = (uint32_t)d_in,
+      .d_out = (uint32_t)d_out,
+      .a_signs = in[A_SIGNS].data,
+      .b_signs = in[B_SIGNS].data,
+      .s_in = SCALES(0),
+      .s_mid = SCALES(1),
+      .s_out = SCALES(2),
+  };
+#undef SCALES
+  if (lordba_is_zero(&module)) {
+    memcpy(y, base->data, tokens * d_out * (kernel->dtype == LORDBA_F32 ? 4 : 2));
+    return NULL;
+  }
+  const lordba_call call = {
+      .modules = &module,
+      .count = 1,
+      .dtype = kernel->dtype,
+      .tokens = tokens,
+      .x = x->data,
+      .x_stride = d_in,
+      .base = base->data,
+      .base_stride = d_out,
+      .y = y,
+      .y_stride = d_out,
+  };
+  return run(api, context, &call);
+}
+
+static OrtStatus* ORT_CALL create_kernel(const OrtCustomOp* op, const OrtApi* api, const OrtKernelInfo* info,
+                                         void** state) {
+  const SignAdapterOp* self = (const SignAdapterOp*)op;
+  char name[8] = "";
+  size_t size = sizeof name;
+  OrtStatus* status = ORT_CALLABLE(api, OrtAttributeString, ORT_ATTRIBUTE_STRING)(info, "scale_code", name, &size);
+  if (status) return status;
+  static const char* const names[] = {"fp32", "fp16", "int8", "log4"};
+  static const OrtElementType types[] = {ORT_FLOAT, ORT_FLOAT16, ORT_UINT8, ORT_UINT8};
+  for (int code = 0; code < 4; ++code) {
+    if (strcmp(name, names[code]) != 0) continue;
+    if (types[code] != self->scales) return invalid(api, "SignAdapter: the scales' type does not fit scale_code");
+    Kernel* kernel = malloc(sizeof *kernel);
+    if (kernel == NULL) return failure(api, ORT_FAIL, "SignAdapter: out of memory");
+    *kernel = (Kernel){api, self->dtype, (lordba_scale_code)code};
+    *state = kernel;
+    return NULL;
+  }
+  return invalid(api, "SignAdapter: scale_code must be fp32, fp16, int8 or log4");
+}
+
+static void ORT_CALL destroy_kernel(void* kernel) { free(kernel); }
+
+/* y has base's type and shape. */
+static OrtStatus* ORT_CALL infer(const OrtCustomOp* op, OrtShapeContext* context) {
+  const OrtApi* api = ((const SignAdapterOp*)op)->api;
+  OrtShape* shape = NULL;
+  size_t rank = 0;
+  OrtStatus* status = ORT_CALLABLE(api, OrtInferenceInput, ORT_INFERENCE_INPUT)(context, BASE, &shape);
+  if (!status) status = ORT_CALLABLE(api, OrtDimensionsCount, ORT_DIMENSIONS_COUNT)(shape, &rank);
+  if (status || rank == 0) return status; /* not known yet */
+  return ORT_CALLABLE(api, OrtInferenceOutput, ORT_INFERENCE_OUTPUT)(context, 0, shape);
+}
+
+static const char* ORT_CALL name(const OrtCustomOp* op) { return (void)op, "SignAdapter"; }
+static const char* ORT_CALL execution_provider(const OrtCustomOp* op) { return (void)op, NULL; /* the CPU */ }
+static size_t ORT_CALL input_count(const OrtCustomOp* op) { return (void)op, INPUTS; }
+static size_t ORT_CALL output_count(const OrtCustomOp* op) { return (void)op, 1; }
+static int ORT_CALL zero(const OrtCustomOp* op) { return (void)op, 0; }
+static int ORT_CALL one(const OrtCustomOp* op) { return (void)op, 1; }
+static int ORT_CALL input_memory(const OrtCustomOp* op, size_t i) { return (void)op, (void)i, 0; }
+
+static OrtElementType float_type(const OrtCustomOp* op) {
+  static const OrtElementType types[] = {
+      [LORDBA_F32] = ORT_FLOAT, [LORDBA_F16] = ORT_FLOAT16, [LORDBA_BF16] = ORT_BFLOAT16};
+  return types[((const SignAdapterOp*)op)->dtype];
+}
+
+static OrtElementType ORT_CALL input_type(const OrtCustomOp* op, size_t i) {
+  if (i == X || i == BASE) return float_type(op);
+  if (i == A_SIGNS || i == B_SIGNS) return ORT_UINT8;
+  return i == S_RANGES ? ORT_FLOAT16 : ((const SignAdapterOp*)op)->scales;
+}
+
+static OrtElementType ORT_CALL output_type(const OrtCustomOp* op, size_t i) { return (void)i, float_type(op); }
+
+static OrtCharacteristic ORT_CALL input_characteristic(const OrtCustomOp* op, size_t i) {
+  return (void)op, i == S_RANGES ? ORT_OPTIONAL : ORT_REQUIRED;
+}
+
+static OrtCharacteristic ORT_CALL output_characteristic(const OrtCustomOp* op, size_t i) {
+  return (void)op, (void)i, ORT_REQUIRED;
+}
+
+SignAdapterOp lordba_onnxruntime_op(const OrtApi* api, lordba_dtype dtype, OrtElementType scales) {
+  return (SignAdapterOp){
+      .op = {.version = ORT_API_VERSION,
+             .name = name,
+             .execution_provider = execution_provider,
+             .input_type = input_type,
+             .input_count = input_count,
+             .output_type = output_type,
+             .output_count = output_count,
+             .destroy_kernel = destroy_kernel,
+             .input_characteristic = input_characteristic,
+             .output_characteristic = output_characteristic,
+             .input_memory = input_memory,
+             .variadic_input_least = one,
+             .variadic_input_same = zero,
+             .variadic_output_least = one,
+             .variadic_output_same = zero,
+             .create_kernel = create_kernel,
+             .compute = compute,
+             .infer = infer,
+             .start_version = one,
+             .end_version = one},
+      .api = api,
+      .dtype = dtype,
+      .scales = scales,
+  };
+}
