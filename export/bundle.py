@@ -97,7 +97,7 @@ def export(
             adapter_mode=program.adapter_mode,
             max_seq_len=target.max_seq_len,
             eos_ids=eos,
-            modules=program.modules,
+            modules=list(program.modules),
             adapters=[entry(folder, program, name, adapter) for name, adapter in adapters.items()],
             tokenizer=TOKENIZER_NAME,
             no_adapter=program.no_adapter,

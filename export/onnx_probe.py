@@ -51,6 +51,7 @@ class OnnxProbe:
         self._inputs = record_inputs(list(decoder.nodes.values()), captured, tokens)
         runtime = onnxruntime()
         options = runtime.SessionOptions()
+        options.log_severity_level = 3
         options.register_custom_ops_library(str(library()))
         self._session = runtime.InferenceSession(node_model(self._code).SerializeToString(), options)
 

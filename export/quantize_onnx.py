@@ -29,7 +29,13 @@ class NBitsLinear(nn.Module):
         blocks = codes.view(n, k // GROUP, GROUP)
         self.register_buffer("packed", blocks[..., 0::2] | (blocks[..., 1::2] << 4) if bits == 4 else blocks)
         self.register_buffer("scale", scale.contiguous())
-        self.attributes = {"K": k, "N": n, "bits": bits, "block_size": GROUP, "accuracy_level": accuracy_level}
+        self.attributes: dict[str, int] = {
+            "K": k,
+            "N": n,
+            "bits": bits,
+            "block_size": GROUP,
+            "accuracy_level": accuracy_level,
+        }
         self._weight = ((blocks.float() - 2 ** (bits - 1)) * scale[..., None]).view(n, k)  # no buffer: eager only
 
     def forward(self, x: Tensor) -> Tensor:
@@ -38,7 +44,7 @@ class NBitsLinear(nn.Module):
         return torch.onnx.ops.symbolic(
             "com.microsoft::MatMulNBits",
             (x, self.packed, self.scale),
-            self.attributes,
+            {**self.attributes},
             dtype=x.dtype,
             shape=[*x.shape[:-1], self.attributes["N"]],
             version=1,

@@ -54,7 +54,7 @@ class Program:
     path: str
     requires: list[str]
     adapter_mode: str
-    modules: list[str | None]
+    modules: Sequence[str | None]
     adapter_files: dict[str, str]
     """The runtime's file of each adapter, by the adapter's name."""
     no_adapter: str | None

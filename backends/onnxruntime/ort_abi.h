@@ -44,6 +44,7 @@ enum {
   ORT_ELEMENT_TYPE = 60,
   ORT_DIMENSIONS_COUNT = 61,
   ORT_DIMENSIONS = 62,
+  ORT_SYMBOLIC_DIMENSIONS = 63,
   ORT_TENSOR_SHAPE = 65,
   ORT_ATTRIBUTE_STRING = 87,
   ORT_INPUT_COUNT = 88,
@@ -71,6 +72,7 @@ typedef OrtStatus*(ORT_CALL* OrtAddDomain)(OrtSessionOptions*, OrtDomain*);
 typedef OrtStatus*(ORT_CALL* OrtTensorData)(OrtValue*, void**);
 typedef OrtStatus*(ORT_CALL* OrtDimensionsCount)(const OrtShape*, size_t*);
 typedef OrtStatus*(ORT_CALL* OrtDimensions)(const OrtShape*, int64_t*, size_t);
+typedef OrtStatus*(ORT_CALL* OrtSymbolicDimensions)(const OrtShape*, const char**, size_t);
 typedef OrtStatus*(ORT_CALL* OrtTensorShape)(const OrtValue*, OrtShape**);
 typedef void(ORT_CALL* OrtReleaseShape)(OrtShape*);
 typedef OrtStatus*(ORT_CALL* OrtAttributeString)(const OrtKernelInfo*, const char* name, char*, size_t*);

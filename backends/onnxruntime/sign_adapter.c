@@ -261,7 +261,15 @@ static OrtStatus* ORT_CALL infer(const OrtCustomOp* op, OrtShapeContext* context
   size_t rank = 0;
   OrtStatus* status = ORT_CALLABLE(api, OrtInferenceInput, ORT_INFERENCE_INPUT)(context, BASE, &shape);
   if (!status) status = ORT_CALLABLE(api, OrtDimensionsCount, ORT_DIMENSIONS_COUNT)(shape, &rank);
-  if (status || rank == 0) return status; /* not known yet */
+  int64_t dims[MOST_DIMENSIONS];
+  const char* names[MOST_DIMENSIONS];
+  if (status || rank == 0 || rank > MOST_DIMENSIONS) return status; /* not known yet, or for compute to refuse */
+  status = ORT_CALLABLE(api, OrtDimensions, ORT_DIMENSIONS)(shape, dims, rank);
+  if (!status) status = ORT_CALLABLE(api, OrtSymbolicDimensions, ORT_SYMBOLIC_DIMENSIONS)(shape, names, rank);
+  for (size_t i = 0; !status && i < rank; ++i) {
+    if (dims[i] < 0 && names[i][0] == 0) return NULL; /* a size without a name: ONNX Runtime would take -1 for it */
+  }
+  if (status) return status;
   return ORT_CALLABLE(api, OrtInferenceOutput, ORT_INFERENCE_OUTPUT)(context, 0, shape);
 }
 
