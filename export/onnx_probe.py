@@ -52,6 +52,7 @@ class OnnxProbe:
         runtime = onnxruntime()
         options = runtime.SessionOptions()
         options.log_severity_level = 3
+        options.intra_op_num_threads = 1
         options.register_custom_ops_library(str(library()))
         self._session = runtime.InferenceSession(node_model(self._code).SerializeToString(), options)
 

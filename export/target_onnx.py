@@ -92,9 +92,10 @@ class OnnxTarget:
         return LEVEL_LIMITS[self.options.accuracy_level], ADAPTER_LIMITS[self.options.accuracy_level]
 
     def sessions(self, bundle: Bundle) -> dict[str, Session]:
+        # One thread each, for the reason of lordba.threads: threads that wait for each other, waiting busily.
         return {
-            "program": Session(bundle),
-            "program without our kernel": Session(bundle, runner=OnnxRunner(bundle, native=False)),
+            "program": Session(bundle, runner=OnnxRunner(bundle, threads=1)),
+            "program without our kernel": Session(bundle, runner=OnnxRunner(bundle, native=False, threads=1)),
         }
 
     def probe(self, tokens: Tensor) -> OnnxProbe:

@@ -19,15 +19,17 @@ class OnnxRunner:
     """See session.Runner.
 
     `native` registers our kernel; without it ONNX Runtime runs the operator's body in standard operators.
+    `threads` 0 leaves their number to ONNX Runtime, which then keeps every core busy.
     `as_feeds` passes an adapter's tensors as plain inputs, as bindings without LoraAdapter do; results are the same.
     """
 
-    def __init__(self, bundle: Bundle, *, native: bool = True, as_feeds: bool = False) -> None:
+    def __init__(self, bundle: Bundle, *, native: bool = True, as_feeds: bool = False, threads: int = 0) -> None:
         self._runtime = onnxruntime()
         self._as_feeds = as_feeds
         self.longest = bundle.manifest.max_seq_len
         options = self._runtime.SessionOptions()
         options.log_severity_level = 3
+        options.intra_op_num_threads = threads
         if native:
             from lordba.backends.onnxruntime import library
 
