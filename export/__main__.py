@@ -78,6 +78,7 @@ def parser() -> argparse.ArgumentParser:
         choices=[0, 4],
         help="onnx: 4 rounds the activations of quantized layers to int8, which is fast (default); 0 keeps them float",
     )
+    add("--ort-format", action="store_true", help="onnx: also write the program as .ort files, for builds for phones")
     return result
 
 
@@ -114,6 +115,7 @@ def main() -> None:
         max_seq_len=arguments.max_seq_len,
         route=arguments.route,
         accuracy_level=arguments.accuracy_level,
+        ort_format=arguments.ort_format,
     )
     status = console(stderr=True)
     started = time.monotonic()

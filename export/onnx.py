@@ -108,12 +108,13 @@ def _open_places(model: ir.Model, decoder: OnnxDecoder) -> None:
         if (node.domain, node.op_type) != (DOMAIN, NAME):
             continue
         values = [value for value in node.inputs[2:] if value is not None]
-        (path,) = {_module_path(value) for value in values}
+        path = _module_path(values[0])
+        if [value.name for value in values] != [f"model.{path}.{name}" for name in parameters(decoder.code)]:
+            continue  # the exporter merged it with another's
         found[path] = values
         node.name = path
         node.version = VERSION
-    places = [value for values in found.values() for value in values]
-    if set(found) != set(decoder.nodes) or len({id(value) for value in places}) != len(places):
+    if set(found) != set(decoder.nodes):
         lost = sorted(set(decoder.nodes) - set(found))
         raise LordbaError(
             f"the exported model lost adapters: {len(lost)} of {len(decoder.nodes)} modules have no {DOMAIN}::{NAME} "

@@ -19,8 +19,8 @@ Limits = Mapping[str, float]
 class ExportOptions:
     """What the user chose; base_quant `auto` is int4 where it passes the quality gate, else int8.
 
-    `adapter_mode` and `route` are ExecuTorch's, `accuracy_level` is ONNX Runtime's. max_seq_len None: 512 tokens for
-    ExecuTorch, whose cache has a fixed size, and what the model takes for ONNX Runtime.
+    `adapter_mode` and `route` are ExecuTorch's, `accuracy_level` and `ort_format` ONNX Runtime's. max_seq_len None: 512
+    tokens for ExecuTorch, whose cache has a fixed size, and what the model takes for ONNX Runtime.
     """
 
     output: Path
@@ -29,6 +29,7 @@ class ExportOptions:
     max_seq_len: int | None = None
     route: str = "auto"
     accuracy_level: int = 4
+    ort_format: bool = False
 
 
 class Captured(Protocol):

@@ -20,6 +20,7 @@ from .genai import write_genai_config
 from .onnx import ir, lower, requires, save
 from .onnx_decoder import OnnxDecoder
 from .onnx_probe import OnnxProbe
+from .ort_format import write_ort_pair
 from .quantize_onnx import ACCURACY_LEVELS, quantize_base
 from .target import ExportOptions, Limits, Program
 
@@ -71,6 +72,8 @@ class OnnxTarget:
 
     def write(self, folder: Path) -> Program:
         save(self.model, folder / PROGRAM_NAME)
+        if self.options.ort_format:
+            write_ort_pair(folder / PROGRAM_NAME)
         (folder / "adapters").mkdir()
         files = {name: f"adapters/{name}{SUFFIX}" for name in self.adapters}
         for name, adapter in self.adapters.items():
