@@ -12,15 +12,18 @@ KERNELS = Path(__file__).parents[1] / "backends" / "kernels"
 X86 = platform.machine() in ("x86_64", "AMD64")
 FLAGS = {
     "blob.c": [],
-    "kernels.c": [],
     "dispatch.c": [],
+    "kernels.c": [],
+    "prepare.c": [],
+    "rank_lanes.c": [],
     "scalar.c": [],
+    "token_lanes.c": [],
     "avx2.c": ["-mavx2", "-mfma", "-mf16c"],
     "avx512.c": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"],
 }
 SOURCES = [name for name in FLAGS if X86 or not name.startswith("avx")]
 COMPILER = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
-STRICT = ["-std=c11", "-Wall", "-Wextra", "-Werror", "-fno-builtin", f"-I{KERNELS}"]
+STRICT = ["-std=c11", "-Wall", "-Wextra", "-Werror", "-fno-builtin", "-ffp-contract=off", f"-I{KERNELS}"]
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="NO C COMPILER: the kernels are not checked under sanitizers")
 
@@ -46,11 +49,26 @@ def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("isa", ["scalar", "avx2", "avx512"])
-def test_matches_double_precision_and_every_split_is_bitwise_equal(checker, isa):
-    result = run(checker, "parity", isa)
+@pytest.mark.parametrize("check", ["parity", "calls"])
+def test_every_shape_dtype_and_split_against_double_precision(checker, check, isa):
+    result = run(checker, check, isa)
     if result.returncode == 3 and isa != "scalar":
         pytest.skip(f"this CPU has no {isa}")
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_instruction_sets_that_add_in_one_order_are_bitwise_equal(checker):
+    result = run(checker, "same", "avx2", "scalar")
+    if result.returncode == 3:
+        pytest.skip("this CPU has no avx2")
+    assert result.returncode == 0
+
+
+def test_another_order_of_additions_is_seen(checker):
+    result = run(checker, "same", "avx512", "scalar")
+    if result.returncode == 3:
+        pytest.skip("this CPU has no avx512")
+    assert result.returncode == 1
 
 
 def test_damaged_blobs_are_errors_and_never_read_out_of_bounds(checker):

@@ -3,10 +3,9 @@
 #include <executorch/runtime/kernel/kernel_includes.h>
 #include <executorch/runtime/kernel/thread_parallel_interface.h>
 
-#include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstdlib>
-#include <cstring>
 #include <memory>
 #include <new>
 #include <optional>
@@ -20,125 +19,53 @@ namespace {
 using executorch::aten::ScalarType;
 using executorch::aten::SizesType;
 using executorch::aten::Tensor;
-using executorch::extension::parallel_for;
 using executorch::runtime::Error;
 using executorch::runtime::KernelRuntimeContext;
 using IntList = executorch::aten::ArrayRef<int64_t>;
-
-constexpr int64_t kTokens = 16;         // tokens that share the unpacked signs of a tile
-constexpr int64_t kOutputs = 256;       // outputs of one piece of work when a single token is split
-constexpr double kWorthSplitting = 50;  // microseconds below which waking the thread pool costs more than it saves
 
 const lordba_kernels* kernels() {
   static const lordba_kernels* const selected = lordba_select(std::getenv("LORDBA_ISA"));
   return selected;
 }
 
-// Modules side by side over one x: y [tokens, width], the modules' outputs next to each other.
-struct Job {
-  const std::vector<lordba_module>& modules;  // r = 0 where nothing is added
-  IntList d_outs;
-  const float* x;
-  int64_t d_in;
-  const float* base;  // or null
-  float* y;
-  int64_t width;
-};
-
-// Outputs [begin, end) of one module at column `column` of y, for tokens [first, first + count), from h.
-void second_stage(const Job& job, const lordba_module& module, int64_t column, int64_t first, int64_t count,
-                  int64_t begin, int64_t end, const float* h) {
-  const int64_t offset = first * job.width + column;
-  const float* base = job.base ? job.base + offset : nullptr;
-  float* y = job.y + offset;
-  if (module.r != 0) {
-    lordba_sum_ranks(kernels(), &module, h, count, begin, end, base, job.width, y, job.width);
-    return;
+std::optional<lordba_dtype> dtype_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return LORDBA_F32;
+    case ScalarType::Half:
+      return LORDBA_F16;
+    case ScalarType::BFloat16:
+      return LORDBA_BF16;
+    default:
+      return std::nullopt;
   }
-  for (int64_t t = 0; t < count; ++t, y += job.width) {
-    if (base) {
-      std::copy_n(base + t * job.width + begin, end - begin, y + begin);
+}
+
+// Every tile of the call, on this thread or on the runtime's pool.
+Error run(const lordba_call& call, const lordba_plan& plan) {
+  alignas(LORDBA_ALIGNMENT) std::byte small[8192];  // enough for a few tokens
+  struct Free {
+    void operator()(void* p) const { ::operator delete(p, std::align_val_t{LORDBA_ALIGNMENT}); }
+  };
+  std::unique_ptr<void, Free> large;
+  void* workspace = small;
+  if (plan.workspace > sizeof small) {
+    large.reset(::operator new(plan.workspace, std::align_val_t{LORDBA_ALIGNMENT}, std::nothrow));
+    if (!large) return Error::MemoryAllocationFailed;
+    workspace = large.get();
+  }
+  for (size_t stage = 0; stage < plan.stages; ++stage) {
+    const auto run_tiles = [&](int64_t begin, int64_t end) {
+      for (int64_t tile = begin; tile < end; ++tile) {
+        lordba_run_tile(kernels(), &call, &plan, workspace, stage, static_cast<size_t>(tile));
+      }
+    };
+    const auto tiles = static_cast<int64_t>(plan.tiles[stage]);
+    if (plan.threads > 1) {
+      executorch::extension::parallel_for(0, tiles, 1, run_tiles);
     } else {
-      std::fill_n(y + begin, end - begin, 0.0f);
+      run_tiles(0, tiles);
     }
-  }
-}
-
-// Both stages for a range of tokens; `sums` holds, zeroed, a padded rank per module and token.
-void run_tokens(const Job& job, int64_t begin, int64_t end, int64_t ranks, float* sums) {
-  for (int64_t first = begin; first < end; first += kTokens) {
-    const int64_t count = std::min(kTokens, end - first);
-    float* h = sums + first * ranks;
-    int64_t column = 0;
-    for (size_t i = 0; i < job.modules.size(); ++i) {
-      const lordba_module& module = job.modules[i];
-      if (module.r != 0) {
-        lordba_sum_inputs(kernels(), &module, job.x + first * job.d_in, job.d_in, count, 0, lordba_chunks(&module), h);
-        lordba_scale_ranks(kernels(), &module, count, 1, h);
-      }
-      second_stage(job, module, column, first, count, 0, job.d_outs[i], h);
-      h += count * lordba_padded_rank(&module);
-      column += job.d_outs[i];
-    }
-  }
-}
-
-// Few tokens, much work: stage 1 split over chunks of the inputs, stage 2 over outputs.
-// `sums` holds, zeroed, [chunks][tokens][padded rank] per module.
-void run_split(const Job& job, int64_t tokens, int64_t chunks, int64_t threads, float* sums) {
-  parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
-    float* partials = sums;
-    for (const lordba_module& module : job.modules) {
-      const int64_t stride = tokens * lordba_padded_rank(&module);
-      for (int64_t chunk = begin; module.r != 0 && chunk < end; ++chunk) {
-        lordba_sum_inputs(kernels(), &module, job.x, job.d_in, tokens, chunk, chunk + 1, partials + chunk * stride);
-      }
-      partials += chunks * stride;
-    }
-  });
-  float* partials = sums;
-  int64_t pieces = 0;
-  for (size_t i = 0; i < job.modules.size(); ++i) {
-    lordba_scale_ranks(kernels(), &job.modules[i], tokens, chunks, partials);
-    partials += chunks * tokens * lordba_padded_rank(&job.modules[i]);
-    pieces += (job.d_outs[i] + kOutputs - 1) / kOutputs;
-  }
-  parallel_for(0, pieces, std::max<int64_t>(1, pieces / (2 * threads)), [&](int64_t begin, int64_t end) {
-    const float* h = sums;
-    int64_t column = 0, piece = 0;
-    for (size_t i = 0; i < job.modules.size(); ++i) {
-      const int64_t here = (job.d_outs[i] + kOutputs - 1) / kOutputs;
-      const int64_t from = std::max(begin - piece, int64_t{0}) * kOutputs;
-      const int64_t to = std::min(std::min(end - piece, here) * kOutputs, job.d_outs[i]);
-      if (from < to) second_stage(job, job.modules[i], column, 0, tokens, from, to, h);
-      h += chunks * tokens * lordba_padded_rank(&job.modules[i]);
-      column += job.d_outs[i];
-      piece += here;
-    }
-  });
-}
-
-Error run(const Job& job, int64_t tokens) {
-  int64_t ranks = 0, chunks = 1;
-  double cost = 0;
-  for (const lordba_module& module : job.modules) {
-    const int64_t rank = lordba_padded_rank(&module);
-    ranks += rank;
-    chunks = std::max<int64_t>(chunks, lordba_chunks(&module));
-    cost += lordba_cost(kernels(), &module, tokens);
-  }
-  const int64_t threads = cost < kWorthSplitting ? 1 : executorch::extension::get_thread_count();
-  const bool split = threads > 1 && tokens < 2 * threads;
-  const size_t floats = static_cast<size_t>(tokens) * ranks * (split ? chunks : 1);
-  const std::unique_ptr<float[]> sums(new (std::nothrow) float[floats]());
-  if (!sums) return Error::MemoryAllocationFailed;
-  if (split) {
-    run_split(job, tokens, chunks, threads, sums.get());
-  } else if (threads > 1) {
-    const int64_t grain = std::clamp<int64_t>(tokens / (2 * threads), 1, kTokens);
-    parallel_for(0, tokens, grain, [&](int64_t begin, int64_t end) { run_tokens(job, begin, end, ranks, sums.get()); });
-  } else {
-    run_tokens(job, 0, tokens, ranks, sums.get());
   }
   return Error::Ok;
 }
@@ -148,45 +75,53 @@ bool is_dense(const Tensor& tensor, ScalarType type) {
 }
 
 // Shapes out, checks base, runs. x has `leading` dimensions before its channels.
-Tensor& apply(KernelRuntimeContext& ctx, const Tensor& x, int64_t leading, int64_t d_in,
-              std::vector<lordba_module>& modules, IntList d_outs, const std::optional<Tensor>& base, Tensor& out) {
+Tensor& apply(KernelRuntimeContext& ctx, const Tensor& x, int64_t leading, const std::vector<lordba_module>& modules,
+              const std::optional<Tensor>& base, Tensor& out) {
   ET_KERNEL_CHECK_MSG(ctx, kernels() != nullptr, InvalidState, out,
                       "LORDBA_ISA names an instruction set that this CPU or build lacks");
   SizesType sizes[executorch::runtime::kTensorDimensionLimit];
-  int64_t tokens = 1, width = 0;
+  size_t tokens = 1, width = 0;
   for (int64_t i = 0; i < leading; ++i) {
     sizes[i] = x.size(i);
-    tokens *= x.size(i);
+    tokens *= static_cast<size_t>(x.size(i));
   }
-  for (const int64_t d_out : d_outs) width += d_out;
+  for (const lordba_module& module : modules) width += module.d_out;
   ET_KERNEL_CHECK(ctx, width <= INT32_MAX, InvalidArgument, out);
   sizes[leading] = static_cast<SizesType>(width);
   const size_t dims = static_cast<size_t>(leading) + 1;
-  ET_KERNEL_CHECK(ctx, is_dense(out, ScalarType::Float), InvalidArgument, out);
+  const auto dtype = dtype_of(x);
+  ET_KERNEL_CHECK_MSG(ctx, dtype && executorch::runtime::tensor_is_default_dim_order(x), InvalidArgument, out,
+                      "x must be a dense tensor of float32, float16 or bfloat16");
+  ET_KERNEL_CHECK(ctx, is_dense(out, x.scalar_type()), InvalidArgument, out);
   ET_KERNEL_CHECK(ctx, executorch::runtime::resize_tensor(out, {sizes, dims}) == Error::Ok, InvalidArgument, out);
   if (base) {
-    ET_KERNEL_CHECK(ctx, is_dense(*base, ScalarType::Float), InvalidArgument, out);
+    ET_KERNEL_CHECK(ctx, is_dense(*base, x.scalar_type()), InvalidArgument, out);
     ET_KERNEL_CHECK_MSG(ctx, base->sizes().equals(out.sizes()), InvalidArgument, out,
                         "base must have the shape of the output");
   }
-  for (lordba_module& module : modules) {
-    if (lordba_is_zero(kernels(), &module)) module.r = 0;
-  }
-  const Job job{modules,
-                d_outs,
-                x.const_data_ptr<float>(),
-                d_in,
-                base ? base->const_data_ptr<float>() : nullptr,
-                out.mutable_data_ptr<float>(),
-                width};
-  ET_KERNEL_CHECK(ctx, run(job, tokens) == Error::Ok, MemoryAllocationFailed, out);
+  lordba_call call{};
+  call.modules = modules.data();
+  call.count = modules.size();
+  call.dtype = *dtype;
+  call.tokens = tokens;
+  call.x = x.const_data_ptr();
+  call.x_stride = modules[0].d_in;
+  call.base = base ? base->const_data_ptr() : nullptr;
+  call.base_stride = width;
+  call.y = out.mutable_data_ptr();
+  call.y_stride = width;
+  lordba_plan plan;
+  const auto threads = static_cast<size_t>(executorch::extension::get_thread_count());
+  const lordba_status status = lordba_plan_call(kernels(), &call, threads, &plan);
+  ET_KERNEL_CHECK_MSG(ctx, status == LORDBA_OK, InvalidArgument, out, "%s", lordba_status_text(status));
+  ET_KERNEL_CHECK(ctx, run(call, plan) == Error::Ok, MemoryAllocationFailed, out);
   return out;
 }
 
 Tensor& sign_adapter_blob_out(KernelRuntimeContext& ctx, const Tensor& x, const Tensor& blob, int64_t first,
                               int64_t d_in, IntList d_outs, const std::optional<Tensor>& base, Tensor& out) {
-  ET_KERNEL_CHECK(ctx, is_dense(x, ScalarType::Float) && is_dense(blob, ScalarType::Byte), InvalidArgument, out);
-  ET_KERNEL_CHECK(ctx, x.dim() >= 1 && d_in > 0 && first >= 0, InvalidArgument, out);
+  ET_KERNEL_CHECK(ctx, is_dense(blob, ScalarType::Byte) && !d_outs.empty(), InvalidArgument, out);
+  ET_KERNEL_CHECK(ctx, x.dim() >= 1 && d_in > 0 && d_in <= INT32_MAX && first >= 0, InvalidArgument, out);
   int64_t leading = x.dim() - 1, channels = x.size(leading);
   if (channels != d_in && leading > 0) channels *= x.size(--leading);
   ET_KERNEL_CHECK_MSG(ctx, channels == d_in, InvalidArgument, out, "x does not have the layer's %lld channels",
@@ -202,8 +137,10 @@ Tensor& sign_adapter_blob_out(KernelRuntimeContext& ctx, const Tensor& x, const 
                         "module %lld of the adapter blob maps %u to %u channels, the program's layer %lld to %lld",
                         static_cast<long long>(first + i), module.d_in, module.d_out, static_cast<long long>(d_in),
                         static_cast<long long>(d_outs[i]));
+    module.d_in = static_cast<uint32_t>(d_in);
+    module.d_out = static_cast<uint32_t>(d_outs[i]);
   }
-  return apply(ctx, x, leading, d_in, modules, d_outs, base, out);
+  return apply(ctx, x, leading, modules, base, out);
 }
 
 std::optional<lordba_scale_code> scale_code_of(std::string_view name) {
@@ -233,7 +170,7 @@ Tensor& sign_adapter_out(KernelRuntimeContext& ctx, const Tensor& x, const Tenso
   const auto code = scale_code_of(scale_code);
   ET_KERNEL_CHECK_MSG(ctx, code.has_value(), InvalidArgument, out, "scale_code must be fp32, fp16, int8 or log4");
   const bool coded = *code == LORDBA_INT8 || *code == LORDBA_LOG4;
-  ET_KERNEL_CHECK(ctx, is_dense(x, ScalarType::Float) && x.dim() >= 1, InvalidArgument, out);
+  ET_KERNEL_CHECK(ctx, x.dim() >= 1, InvalidArgument, out);
   ET_KERNEL_CHECK(ctx, is_dense(a_signs, ScalarType::Byte) && a_signs.dim() == 2, InvalidArgument, out);
   ET_KERNEL_CHECK(ctx, is_dense(b_signs, ScalarType::Byte) && b_signs.dim() == 2, InvalidArgument, out);
   const int64_t d_in = x.size(x.dim() - 1), r = a_signs.size(0), d_out = b_signs.size(0);
@@ -259,10 +196,17 @@ Tensor& sign_adapter_out(KernelRuntimeContext& ctx, const Tensor& x, const Tenso
     scales[i] = {*code, reinterpret_cast<const uint8_t*>(meaning[i]),
                  static_cast<const uint8_t*>(vectors[i]->const_data_ptr())};
   }
-  std::vector<lordba_module> modules{{static_cast<uint32_t>(r), static_cast<uint32_t>(d_in),
-                                      static_cast<uint32_t>(d_out), a_signs.const_data_ptr<uint8_t>(),
-                                      b_signs.const_data_ptr<uint8_t>(), scales[0], scales[1], scales[2]}};
-  return apply(ctx, x, x.dim() - 1, d_in, modules, {&d_out, 1}, std::nullopt, out);
+  std::vector<lordba_module> modules(1);
+  modules[0] = {static_cast<uint32_t>(r),
+                static_cast<uint32_t>(d_in),
+                static_cast<uint32_t>(d_out),
+                a_signs.const_data_ptr<uint8_t>(),
+                b_signs.const_data_ptr<uint8_t>(),
+                nullptr,
+                scales[0],
+                scales[1],
+                scales[2]};
+  return apply(ctx, x, x.dim() - 1, modules, std::nullopt, out);
 }
 
 }  // namespace

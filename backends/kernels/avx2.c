@@ -1,11 +1,101 @@
-/* AVX2: a table of the 8 signed sums of 3 values fills one register; a 32-bit word is ten such groups and a pair. */
+/* AVX2. Few tokens: a table of the 8 signed sums of 3 values fills one register; a 32-bit word is ten such groups and a
+ * pair. Many tokens: token_tables.h. */
 #include <immintrin.h>
+
+#define WIDTH 8
+typedef float vector __attribute__((vector_size(32)));
 
 #include "tiles.h"
 
 #define UNROLLED static inline __attribute__((always_inline))
 
-enum { GROUPS_32 = 11, GROUPS_16 = 6 }; /* groups of 3 that cover 32 or 16 values, padded with zeros */
+/* 1, in a way that compilers do not see: shifts and additions share units on some CPUs, shifts and multiplications do
+ * not, so that value * 1 + sum is the faster way to add beside a shift. */
+UNROLLED __m256 hidden_one(void) {
+  __m256 one = _mm256_set1_ps(1.0f);
+  __asm__("" : "+x"(one));
+  return one;
+}
+
+enum { GROUPS_32 = 11, GROUPS_16 = 6, GROUPS_8 = 3 }; /* groups of 3 that cover as many values, padded with zeros */
+
+/* All ones in the lowest n of 8 lanes. */
+UNROLLED __m256i lanes_below(size_t n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(n < 8 ? (int)n : 8), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+UNROLLED vector load_n(const void* p, lordba_dtype dtype, size_t i, size_t n) {
+  if (dtype == LORDBA_F32) {
+    const float* from = (const float*)p + i;
+    return (vector)(n >= 8 ? _mm256_loadu_ps(from) : _mm256_maskload_ps(from, lanes_below(n)));
+  }
+  const uint16_t* from = (const uint16_t*)p + i;
+  uint16_t part[8] = {0};
+  if (n < 8) {
+    for (size_t k = 0; k < n; ++k) part[k] = from[k];
+    from = part;
+  }
+  const __m128i half = _mm_loadu_si128((const __m128i*)from);
+  if (dtype == LORDBA_F16) return (vector)_mm256_cvtph_ps(half);
+  return (vector)_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+}
+
+/* Round to nearest, ties to even; NaN stays one. */
+UNROLLED __m128i to_bf16(__m256 v) {
+  const __m256i bits = _mm256_castps_si256(v), one = _mm256_set1_epi32(1);
+  const __m256i even = _mm256_and_si256(_mm256_srli_epi32(bits, 16), one);
+  const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), even);
+  const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+  const __m256i high = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
+  return _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
+}
+
+UNROLLED void store_n(void* p, lordba_dtype dtype, size_t i, size_t n, vector v) {
+  if (dtype == LORDBA_F32) {
+    float* to = (float*)p + i;
+    if (n >= 8) {
+      _mm256_storeu_ps(to, (__m256)v);
+    } else {
+      _mm256_maskstore_ps(to, lanes_below(n), (__m256)v);
+    }
+    return;
+  }
+  uint16_t* to = (uint16_t*)p + i;
+  const __m128i half = dtype == LORDBA_F16 ? _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT) : to_bf16((__m256)v);
+  if (n >= 8) {
+    _mm_storeu_si128((__m128i*)to, half);
+  } else {
+    uint16_t part[8];
+    _mm_storeu_si128((__m128i*)part, half);
+    for (size_t k = 0; k < n; ++k) to[k] = part[k];
+  }
+}
+
+UNROLLED void transpose(vector rows[8]) {
+  __m256* r = (__m256*)rows;
+  __m256 t[8];
+#pragma GCC unroll 4
+  for (int i = 0; i < 8; i += 2) {
+    t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+    t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 8; i += 4) {
+    r[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
+    r[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
+    r[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+    r[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const __m256 low = r[i], high = r[i + 4];
+    r[i] = _mm256_permute2f128_ps(low, high, 0x20);
+    r[i + 4] = _mm256_permute2f128_ps(low, high, 0x31);
+  }
+}
+
+#include "token_tables.h"
 
 /* Vector loads stop before the end of the stored scales; the rest goes through the reference twin. */
 static void decode_8_avx2(const lordba_scales* scales, size_t begin, size_t n, float* out) {
@@ -51,6 +141,10 @@ static void decode_8_avx2(const lordba_scales* scales, size_t begin, size_t n, f
   if (i < n) lordba_kernels_scalar.decode(scales, begin + i, n - i, out + i);
 }
 
+static void widen_avx2(const void* x, lordba_dtype dtype, size_t n, float* v) {
+  for (size_t i = 0; i < n; i += 8) store_n(v, LORDBA_F32, i, n - i, load_n(x, dtype, i, n - i));
+}
+
 UNROLLED __m256 table_of_3(const float* v, bool has_third) {
   const __m256 s0 = _mm256_setr_ps(1, -1, 1, -1, 1, -1, 1, -1), s1 = _mm256_setr_ps(1, 1, -1, -1, 1, 1, -1, -1);
   const __m256 s2 = _mm256_setr_ps(1, 1, 1, 1, -1, -1, -1, -1);
@@ -58,101 +152,151 @@ UNROLLED __m256 table_of_3(const float* v, bool has_third) {
   return has_third ? _mm256_fmadd_ps(s2, _mm256_broadcast_ss(v + 2), two) : two;
 }
 
-/* One token, one or two blocks of 16 ranks; two accumulators for each 8 lanes. */
-UNROLLED void sum_token(const float* x, size_t n, const float* s_in, const uint32_t* words, size_t lanes, int halves,
-                        float* sums) {
+/* One token of scaled inputs, padded to whole words; one or two blocks of 16 ranks, two accumulators for each 8 lanes.
+ */
+UNROLLED void sum_blocks(const float* v, size_t n, const uint32_t* words, size_t lanes, int eights, float* sums) {
+  const __m256 one = hidden_one();
   __m256 acc[4][2];
 #pragma GCC unroll 4
-  for (int b = 0; b < halves; ++b) acc[b][0] = acc[b][1] = _mm256_setzero_ps();
-  for (size_t k = 0; k < n; k += 32) {
-    float v[32];
-    if (n - k >= 32) {
-#pragma GCC unroll 4
-      for (int i = 0; i < 32; i += 8) {
-        _mm256_storeu_ps(v + i, _mm256_mul_ps(_mm256_loadu_ps(x + k + i), _mm256_loadu_ps(s_in + k + i)));
-      }
-    } else {
-      for (size_t i = 0; i < 32; ++i) v[i] = k + i < n ? x[k + i] * s_in[k + i] : 0.0f;
-    }
-    const uint32_t* word = words + k / 32 * lanes;
+  for (int b = 0; b < eights; ++b) acc[b][0] = acc[b][1] = _mm256_setzero_ps();
+  for (size_t k = 0; k < n; k += LORDBA_WORD, v += LORDBA_WORD, words += lanes) {
 #pragma GCC unroll 11
     for (int g = 0; g < GROUPS_32; ++g) {
       const __m256 table = table_of_3(v + 3 * g, g + 1 < GROUPS_32);
 #pragma GCC unroll 4
-      for (int b = 0; b < halves; ++b) {
-        const __m256i index = _mm256_srli_epi32(_mm256_loadu_si256((const __m256i*)(word + 8 * b)), 3 * g);
-        acc[b][g % 2] = _mm256_add_ps(acc[b][g % 2], _mm256_permutevar8x32_ps(table, index));
+      for (int b = 0; b < eights; ++b) {
+        const __m256i index = _mm256_srli_epi32(_mm256_loadu_si256((const __m256i*)(words + 8 * b)), 3 * g);
+        acc[b][g % 2] = _mm256_fmadd_ps(_mm256_permutevar8x32_ps(table, index), one, acc[b][g % 2]);
       }
     }
   }
 #pragma GCC unroll 4
-  for (int b = 0; b < halves; ++b) {
-    const __m256 sum = _mm256_add_ps(acc[b][0], acc[b][1]);
-    _mm256_storeu_ps(sums + 8 * b, _mm256_add_ps(_mm256_loadu_ps(sums + 8 * b), sum));
-  }
+  for (int b = 0; b < eights; ++b) _mm256_storeu_ps(sums + 8 * b, _mm256_add_ps(acc[b][0], acc[b][1]));
 }
 
-static void sum_inputs_16r_avx2(const float* x, size_t x_stride, size_t tokens, size_t n, const float* s_in,
-                                const uint32_t* words, size_t blocks, float* sums, size_t sums_stride) {
+static void sum_inputs_8r_avx2(const float* x, size_t x_stride, size_t tokens, size_t n, const float* s_in,
+                               const uint32_t* words, size_t blocks, float* sums, size_t sums_stride) {
   const size_t lanes = blocks * LORDBA_LANES;
   for (size_t t = 0; t < tokens; ++t, x += x_stride, sums += sums_stride) {
+    /* All inputs first: a table that waited for its own inputs' store would be late. */
+    float v[LORDBA_CHUNK];
+    size_t i = 0;
+    for (; i + WIDTH <= n; i += WIDTH) store(v + i, load(x + i) * load(s_in + i));
+    for (; i < (n + LORDBA_WORD - 1) / LORDBA_WORD * LORDBA_WORD; i += WIDTH)
+      store(v + i, load_n(x, LORDBA_F32, i, i < n ? n - i : 0) * load(s_in + i));
     size_t lane = 0;
-    for (; lane + 32 <= lanes; lane += 32) sum_token(x, n, s_in, words + lane, lanes, 4, sums + lane);
-    if (lane < lanes) sum_token(x, n, s_in, words + lane, lanes, 2, sums + lane);
+    for (; lane + 32 <= lanes; lane += 32) sum_blocks(v, n, words + lane, lanes, 4, sums + lane);
+    if (lane < lanes) sum_blocks(v, n, words + lane, lanes, 2, sums + lane);
   }
 }
 
-UNROLLED void sum_outputs(const float* h, int groups, const uint32_t* words, size_t n, const float* s_out, bool first,
-                          bool last, const float* base, float* y) {
+/* One token's part of a step of stage 2. */
+typedef struct {
+  const uint8_t* b;
+  size_t width; /* bytes of a row of B */
+  bool upper;   /* the upper half of rows of 8 bytes */
+  size_t n;
+  const float *s_out, *carry_in;
+  float* carry_out;
+  const void* base;
+  void* y;
+  lordba_dtype dtype;
+} output_step;
+
+/* Words of 32 ranks for 8 outputs from output `o` on. */
+UNROLLED __m256i load_words(const output_step* step, size_t o) {
+  const uint8_t* b = step->b + step->width * o;
+  if (step->width == 1) return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)b));
+  if (step->width == 2) return _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)b));
+  const __m256i first = _mm256_loadu_si256((const __m256i*)b);
+  if (step->width == 4) return first;
+  const __m256 low = _mm256_castsi256_ps(first), high = (__m256)load((const float*)b + 8);
+  const __m256 words = step->upper ? _mm256_shuffle_ps(low, high, 0xdd) : _mm256_shuffle_ps(low, high, 0x88);
+  return _mm256_permute4x64_epi64(_mm256_castps_si256(words), 0xd8);
+}
+
+/* 8 outputs of which `lanes` exist; `plain`: y is fp32 and there are no carries. */
+UNROLLED void sum_8_outputs(const output_step* step, const __m256* table, int groups, bool plain, size_t o,
+                            size_t lanes) {
+  const __m256 one = hidden_one();
+  const lordba_dtype dtype = plain ? LORDBA_F32 : step->dtype;
+  const __m256i word = load_words(step, o);
+  __m256 sum[2];
+#pragma GCC unroll 11
+  for (int g = 0; g < groups; ++g) {
+    const __m256 value = _mm256_permutevar8x32_ps(table[g], g == 0 ? word : _mm256_srli_epi32(word, 3 * g));
+    sum[g % 2] = g < 2 ? value : _mm256_fmadd_ps(value, one, sum[g % 2]);
+  }
+  vector acc = (vector)_mm256_add_ps(sum[0], sum[1]);
+  if (!plain && step->carry_in) acc += load_n(step->carry_in, LORDBA_F32, o, lanes);
+  if (!plain && step->carry_out) {
+    store_n(step->carry_out, LORDBA_F32, o, lanes, acc);
+    return;
+  }
+  acc *= load(step->s_out + o);
+  if (step->base) acc += load_n(step->base, dtype, o, lanes);
+  store_n(step->y, dtype, o, lanes, acc);
+}
+
+/* `last` values of the last group exist. */
+UNROLLED void sum_outputs(const output_step* step, const float* h, int groups, int last) {
   __m256 table[GROUPS_32];
 #pragma GCC unroll 11
   for (int g = 0; g + 1 < groups; ++g) table[g] = table_of_3(h + 3 * g, true);
-  table[groups - 1] = groups == GROUPS_32
-                          ? table_of_3(h + 30, false)
-                          : _mm256_mul_ps(_mm256_setr_ps(1, -1, 1, -1, 1, -1, 1, -1), _mm256_broadcast_ss(h + 15));
-  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-  for (size_t o = 0; o < n; o += 8) {
-    const __m256i mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(n - o < 8 ? (int)(n - o) : 8), lane);
-    const __m256i word = _mm256_loadu_si256((const __m256i*)(words + o));
-    __m256 even = _mm256_permutevar8x32_ps(table[0], word);
-    __m256 odd = _mm256_permutevar8x32_ps(table[1], _mm256_srli_epi32(word, 3));
-#pragma GCC unroll 9
-    for (int g = 2; g < groups; ++g) {
-      const __m256 value = _mm256_permutevar8x32_ps(table[g], _mm256_srli_epi32(word, 3 * g));
-      if (g % 2) {
-        odd = _mm256_add_ps(odd, value);
-      } else {
-        even = _mm256_add_ps(even, value);
-      }
-    }
-    __m256 sum = _mm256_add_ps(even, odd);
-    if (!first) sum = _mm256_add_ps(sum, _mm256_maskload_ps(y + o, mask));
-    if (last) {
-      const __m256 start = base ? _mm256_maskload_ps(base + o, mask) : _mm256_setzero_ps();
-      sum = _mm256_fmadd_ps(_mm256_loadu_ps(s_out + o), sum, start);
-    }
-    _mm256_maskstore_ps(y + o, mask, sum);
+  table[groups - 1] =
+      last == 2 ? table_of_3(h + 3 * groups - 3, false)
+                : _mm256_mul_ps(_mm256_setr_ps(1, -1, 1, -1, 1, -1, 1, -1), _mm256_broadcast_ss(h + 3 * groups - 3));
+  size_t o = 0;
+  if (step->dtype == LORDBA_F32 && !step->carry_in && !step->carry_out) {
+    for (; o + 8 <= step->n; o += 8) sum_8_outputs(step, table, groups, true, o, 8);
+  } else {
+    for (; o + 8 <= step->n; o += 8) sum_8_outputs(step, table, groups, false, o, 8);
   }
+  if (o < step->n) sum_8_outputs(step, table, groups, false, o, step->n - o);
 }
 
-static void sum_ranks_8o_avx2(const float* h, size_t h_stride, size_t tokens, bool narrow, const uint32_t* words,
-                              size_t n, const float* s_out, bool first, bool last, const float* base,
-                              size_t base_stride, float* y, size_t y_stride) {
-  for (size_t t = 0; t < tokens; ++t) {
-    const float *ht = h + t * h_stride, *bt = base ? base + t * base_stride : NULL;
-    if (narrow) {
-      sum_outputs(ht, GROUPS_16, words, n, s_out, first, last, bt, y + t * y_stride);
+static void sum_ranks_8o_avx2(const float* h, size_t h_stride, size_t tokens, size_t ranks, const uint8_t* b, size_t n,
+                              const float* s_out, const float* carry_in, float* carry_out, const void* base,
+                              size_t base_stride, void* y, size_t y_stride, lordba_dtype dtype) {
+  const size_t width = ranks <= 8 ? 1 : ranks <= 16 ? 2 : ranks <= 32 ? 4 : 8, bytes = dtype == LORDBA_F32 ? 4 : 2;
+  for (size_t t = 0; t < tokens; ++t, h += h_stride) {
+    output_step step = {b,    width, false, n, s_out, carry_in, carry_out, NULL, (uint8_t*)y + t * y_stride * bytes,
+                        dtype};
+    if (base) step.base = (const uint8_t*)base + t * base_stride * bytes;
+    if (width == 1) {
+      sum_outputs(&step, h, GROUPS_8, 2);
+    } else if (width == 2) {
+      sum_outputs(&step, h, GROUPS_16, 1);
+    } else if (width == 4) {
+      sum_outputs(&step, h, GROUPS_32, 2);
     } else {
-      sum_outputs(ht, GROUPS_32, words, n, s_out, first, last, bt, y + t * y_stride);
+      float half[LORDBA_OUTPUTS];
+      output_step lower = step;
+      lower.carry_out = half;
+      sum_outputs(&lower, h, GROUPS_32, 2);
+      step.carry_in = half;
+      step.upper = true;
+      if (ranks <= 48) { /* h has no more */
+        sum_outputs(&step, h + 32, GROUPS_16, 1);
+      } else {
+        sum_outputs(&step, h + 32, GROUPS_32, 2);
+      }
     }
   }
 }
 
 const lordba_kernels lordba_kernels_avx2 = {
     .name = "avx2",
-    .rate = 45000,
+    .rate_decode = 45000,
+    .rate_prefill = 80000,
+    .rank_lanes_up_to = 4,
     .decode = decode_8_avx2,
+    .widen = widen_avx2,
     .pack_a = lordba_pack_a_scalar,
-    .sum_inputs = sum_inputs_16r_avx2,
+    .sum_inputs = sum_inputs_8r_avx2,
     .sum_ranks = sum_ranks_8o_avx2,
+    .input_tables = input_tables,
+    .rank_tables = rank_tables,
+    .sum_tables = sum_tables,
+    .store = store_tokens,
 };

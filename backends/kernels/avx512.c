@@ -1,5 +1,9 @@
-/* AVX-512: a table of the 16 signed sums of 4 values fills one register; one permute looks up 16 lanes at once. */
+/* AVX-512. Few tokens: a table of the 16 signed sums of 4 values fills one register, and one permute looks it up for 16
+ * ranks or outputs. Many tokens: token_tables.h. */
 #include <immintrin.h>
+
+#define WIDTH 16
+typedef float vector __attribute__((vector_size(64)));
 
 #include "tiles.h"
 
@@ -8,42 +12,31 @@
 /* The lowest n of 16 lanes. */
 static inline __mmask16 lanes_below(size_t n) { return n < 16 ? (__mmask16)((1u << n) - 1) : (__mmask16)0xffff; }
 
-static void decode_16_avx512(const lordba_scales* scales, size_t begin, size_t n, float* out) {
-  const uint8_t* values = scales->values;
-  switch (scales->code) {
-    case LORDBA_FP32:
-      for (size_t i = 0; i < n; i += 16) {
-        _mm512_storeu_ps(out + i, _mm512_maskz_loadu_ps(lanes_below(n - i), values + 4 * (begin + i)));
-      }
-      break;
-    case LORDBA_FP16:
-      for (size_t i = 0; i < n; i += 16) {
-        const __m256i half = _mm256_maskz_loadu_epi16(lanes_below(n - i), values + 2 * (begin + i));
-        _mm512_storeu_ps(out + i, _mm512_cvtph_ps(half));
-      }
-      break;
-    case LORDBA_INT8: {
-      const __m512 lo = _mm512_set1_ps(lordba_load_f32(scales->meaning));
-      const __m512 step = _mm512_set1_ps(lordba_load_f32(scales->meaning + 4));
-      for (size_t i = 0; i < n; i += 16) {
-        const __m512i code = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(lanes_below(n - i), values + begin + i));
-        const __m512 above = _mm512_cvtepi32_ps(_mm512_sub_epi32(code, _mm512_set1_epi32(1)));
-        _mm512_storeu_ps(out + i, _mm512_maskz_fmadd_ps(_mm512_test_epi32_mask(code, code), above, step, lo));
-      }
-      break;
-    }
-    case LORDBA_LOG4: {
-      const __m512 table = _mm512_loadu_ps(scales->meaning);
-      const __m128i nibble = _mm_set1_epi8(15);
-      for (size_t i = 0; i < n; i += 16) {
-        const __m128i pairs = _mm_maskz_loadu_epi8(lanes_below((n - i + 1) / 2) & 255, values + (begin + i) / 2);
-        const __m128i even = _mm_and_si128(pairs, nibble), odd = _mm_and_si128(_mm_srli_epi16(pairs, 4), nibble);
-        const __m512i code = _mm512_cvtepu8_epi32(_mm_unpacklo_epi8(even, odd));
-        _mm512_storeu_ps(out + i, _mm512_permutexvar_ps(code, table));
-      }
-      break;
-    }
+UNROLLED vector load_n(const void* p, lordba_dtype dtype, size_t i, size_t n) {
+  const __mmask16 mask = lanes_below(n);
+  if (dtype == LORDBA_F32) return (vector)_mm512_maskz_loadu_ps(mask, (const float*)p + i);
+  const __m256i half = _mm256_maskz_loadu_epi16(mask, (const uint16_t*)p + i);
+  if (dtype == LORDBA_F16) return (vector)_mm512_cvtph_ps(half);
+  return (vector)_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+
+UNROLLED void store_n(void* p, lordba_dtype dtype, size_t i, size_t n, vector v) {
+  const __mmask16 mask = lanes_below(n);
+  if (dtype == LORDBA_F32) {
+    _mm512_mask_storeu_ps((float*)p + i, mask, (__m512)v);
+    return;
   }
+  __m256i half = _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT);
+  if (dtype == LORDBA_BF16) {
+    /* Round to nearest, ties to even, by integers: the bf16 instruction flushes subnormals. */
+    const __m512i bits = _mm512_castps_si512((__m512)v), one = _mm512_set1_epi32(1);
+    const __m512i even = _mm512_and_si512(_mm512_srli_epi32(bits, 16), one);
+    __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), even);
+    const __mmask16 nan = _mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_UNORD_Q);
+    rounded = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
+    half = _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+  }
+  _mm256_mask_storeu_epi16((uint16_t*)p + i, mask, half);
 }
 
 /* 16 x 16 words transposed in registers. */
@@ -75,6 +68,45 @@ UNROLLED void transpose_16(__m512i r[16]) {
   for (int i = 0; i < 16; ++i) r[i] = t[i];
 }
 
+UNROLLED void transpose(vector rows[16]) { transpose_16((__m512i*)rows); }
+
+static void decode_16_avx512(const lordba_scales* scales, size_t begin, size_t n, float* out) {
+  const uint8_t* values = scales->values;
+  switch (scales->code) {
+    case LORDBA_FP32:
+      for (size_t i = 0; i < n; i += 16) {
+        _mm512_storeu_ps(out + i, _mm512_maskz_loadu_ps(lanes_below(n - i), values + 4 * (begin + i)));
+      }
+      break;
+    case LORDBA_FP16:
+      for (size_t i = 0; i < n; i += 16) {
+        const __m256i half = _mm256_maskz_loadu_epi16(lanes_below(n - i), values + 2 * (begin + i));
+        _mm512_storeu_ps(out + i, _mm512_cvtph_ps(half));
+      }
+      break;
+    case LORDBA_INT8: {
+      const __m512 lo = _mm512_set1_ps(lordba_load_f32(scales->meaning));
+      const __m512 step = _mm512_set1_ps(lordba_load_f32(scales->meaning + 4));
+      for (size_t i = 0; i < n; i += 16) {
+        const __m512i code = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(lanes_below(n - i), values + begin + i));
+        const __m512 above = _mm512_cvtepi32_ps(_mm512_sub_epi32(code, _mm512_set1_epi32(1)));
+        _mm512_storeu_ps(out + i, _mm512_maskz_fmadd_ps(_mm512_test_epi32_mask(code, code), above, step, lo));
+      }
+      break;
+    }
+    case LORDBA_LOG4: {
+      const __m512 table = _mm512_loadu_ps(scales->meaning);
+      for (size_t i = 0; i < n; i += 16) {
+        /* Each byte in the low half of 8 bytes, its high nibble in the upper half: only 4 bits of an index count. */
+        const __m128i pairs = _mm_maskz_loadu_epi8(lanes_below((n - i + 1) / 2) & 255, values + (begin + i) / 2);
+        const __m512i wide = _mm512_cvtepu8_epi64(pairs);
+        _mm512_storeu_ps(out + i, _mm512_permutexvar_ps(_mm512_or_si512(wide, _mm512_slli_epi64(wide, 28)), table));
+      }
+      break;
+    }
+  }
+}
+
 static void pack_a_16r_avx512(const uint8_t* a, size_t row_bytes, size_t rows, size_t bytes, size_t blocks,
                               uint32_t* words) {
   const __mmask64 used = bytes < 64 ? ((__mmask64)1 << bytes) - 1 : ~(__mmask64)0;
@@ -100,146 +132,260 @@ UNROLLED __m512 sign_of_bit(int bit) {
   return _mm512_mask_blend_ps(negative, _mm512_set1_ps(1.0f), _mm512_set1_ps(-1.0f));
 }
 
-/* One token: 16 values make 4 tables, each from the sums and differences of two pairs, shared by all rank blocks. */
-UNROLLED void sum_token(const float* x, size_t n, const float* s_in, const uint32_t* words, int blocks, float* sums) {
-  const int chains = blocks > 2 ? 2 : 4; /* accumulators per block */
-  const __m512 odd = sign_of_bit(0), sign_a = sign_of_bit(0), sign_c = sign_of_bit(2);
-  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  const __m512i one = _mm512_set1_epi32(1);
-  /* Lane 2p of `pairs` holds v[2p] + v[2p+1], lane 2p+1 the difference: a - b serves (+,-) and, negated, (-,+). */
-  const __m512i differ_ab = _mm512_and_si512(_mm512_xor_si512(lane, _mm512_srli_epi32(lane, 1)), one);
-  const __m512i differ_cd =
-      _mm512_and_si512(_mm512_srli_epi32(_mm512_xor_si512(lane, _mm512_srli_epi32(lane, 1)), 2), one);
-  __m512i pick_ab[4], pick_cd[4];
-#pragma GCC unroll 4
-  for (int g = 0; g < 4; ++g) {
-    pick_ab[g] = _mm512_add_epi32(differ_ab, _mm512_set1_epi32(4 * g));
-    pick_cd[g] = _mm512_add_epi32(differ_cd, _mm512_set1_epi32(4 * g + 2));
+static void widen_avx512(const void* x, lordba_dtype dtype, size_t n, float* v) {
+  for (size_t i = 0; i < n; i += 16) store_n(v, LORDBA_F32, i, n - i, load_n(x, dtype, i, n - i));
+}
+
+/* Of 16 inputs from input i on: lane 2p holds v[2p] + v[2p+1], lane 2p+1 the difference. */
+UNROLLED __m512 sums_of_pairs(const float* x, size_t n, size_t i, const float* s_in) {
+  __m512 value;
+  if (i + 16 <= n) {
+    value = _mm512_loadu_ps(x + i);
+  } else {
+    value = _mm512_maskz_loadu_ps(i < n ? lanes_below(n - i) : 0, x + i);
   }
-  __m512 acc[4][4];
+  value = _mm512_mul_ps(value, _mm512_loadu_ps(s_in + i));
+  return _mm512_fmadd_ps(_mm512_movehdup_ps(value), sign_of_bit(0), _mm512_moveldup_ps(value));
+}
+
+/* 16 inputs make 4 tables, each the sum of two permutations of +-(v0 + v1), +-(v0 - v1), ..., which all rank blocks
+ * look up; two tokens share the numbers of the entries. The next 16 are prepared meanwhile: the chain is long. */
+UNROLLED void sum_blocks(const float* x, size_t x_stride, int tokens, size_t n, const float* s_in,
+                         const uint32_t* words, int blocks, float* sums, size_t sums_stride) {
+  const int chains = tokens * blocks > 4 ? 1 : tokens * blocks > 1 ? 2 : 4; /* accumulators per token and block */
+  const __m512 negative = _mm512_set1_ps(-0.0f);
+  /* Entries of the pairs' sums by lane; 16 + lane names the same negated. */
+  const __m512i ab = _mm512_setr_epi32(0, 17, 1, 16, 0, 17, 1, 16, 0, 17, 1, 16, 0, 17, 1, 16);
+  const __m512i cd = _mm512_setr_epi32(2, 2, 2, 2, 19, 19, 19, 19, 3, 3, 3, 3, 18, 18, 18, 18);
+  __m512 acc[2][4][4], next[2];
+#pragma GCC unroll 2
+  for (int t = 0; t < tokens; ++t) {
+    next[t] = sums_of_pairs(x + t * x_stride, n, 0, s_in);
 #pragma GCC unroll 4
-  for (int b = 0; b < blocks; ++b) {
+    for (int b = 0; b < blocks; ++b) {
 #pragma GCC unroll 4
-    for (int c = 0; c < chains; ++c) acc[b][c] = _mm512_setzero_ps();
+      for (int c = 0; c < chains; ++c) acc[t][b][c] = _mm512_setzero_ps();
+    }
   }
   for (size_t k = 0; k < n; k += 32) {
-    __m512i word[4];
-#pragma GCC unroll 4
-    for (int b = 0; b < blocks; ++b) word[b] = _mm512_loadu_si512(words + (k / 32 * blocks + b) * 16);
 #pragma GCC unroll 2
-    for (int half = 0; half < 2; ++half) {
-      const size_t i = k + 16 * half;
-      const __m512 raw = _mm512_maskz_loadu_ps(i < n ? lanes_below(n - i) : 0, x + i);
-      const __m512 v = _mm512_mul_ps(raw, _mm512_loadu_ps(s_in + i));
-      const __m512 pairs = _mm512_fmadd_ps(_mm512_movehdup_ps(v), odd, _mm512_moveldup_ps(v));
+    for (size_t half = 0; half < 2; ++half) {
+      __m512 plus[2], less[2];
+#pragma GCC unroll 2
+      for (int t = 0; t < tokens; ++t) {
+        plus[t] = next[t];
+        less[t] = _mm512_xor_ps(plus[t], negative);
+        const size_t i = k + 16 * half + 16;
+        if (half == 0 || i < n) next[t] = sums_of_pairs(x + t * x_stride, n, i, s_in);
+      }
 #pragma GCC unroll 4
       for (int g = 0; g < 4; ++g) {
-        const __m512 ab = _mm512_mul_ps(_mm512_permutexvar_ps(pick_ab[g], pairs), sign_a);
-        const __m512 table = _mm512_fmadd_ps(_mm512_permutexvar_ps(pick_cd[g], pairs), sign_c, ab);
+        const __m512i first = _mm512_set1_epi32(4 * g);
+        const __m512i pick_ab = _mm512_add_epi32(ab, first), pick_cd = _mm512_add_epi32(cd, first);
+        __m512 table[2];
+#pragma GCC unroll 2
+        for (int t = 0; t < tokens; ++t) {
+          table[t] = _mm512_add_ps(_mm512_permutex2var_ps(plus[t], pick_ab, less[t]),
+                                   _mm512_permutex2var_ps(plus[t], pick_cd, less[t]));
+        }
 #pragma GCC unroll 4
         for (int b = 0; b < blocks; ++b) {
-          const __m512i index = _mm512_srli_epi32(word[b], 16 * half + 4 * g);
-          acc[b][g % chains] = _mm512_add_ps(acc[b][g % chains], _mm512_permutexvar_ps(index, table));
+          /* Permutes read 4 bits of an index: a load from byte k of the words shifts them by 8 k bits for nothing. */
+          const uint8_t* word = (const uint8_t*)(words + (k / 32 * blocks + b) * 16) + 2 * half + g / 2;
+          const __m512i byte = _mm512_loadu_si512(word), index = g % 2 ? _mm512_ror_epi32(byte, 4) : byte;
+#pragma GCC unroll 2
+          for (int t = 0; t < tokens; ++t) {
+            __m512* sum = &acc[t][b][g % chains];
+            *sum = _mm512_add_ps(*sum, _mm512_permutexvar_ps(index, table[t]));
+          }
         }
       }
     }
   }
+#pragma GCC unroll 2
+  for (int t = 0; t < tokens; ++t) {
 #pragma GCC unroll 4
-  for (int b = 0; b < blocks; ++b) {
-    __m512 sum = _mm512_add_ps(acc[b][0], acc[b][1]);
-    if (chains == 4) sum = _mm512_add_ps(sum, _mm512_add_ps(acc[b][2], acc[b][3]));
-    _mm512_storeu_ps(sums + 16 * b, _mm512_add_ps(_mm512_loadu_ps(sums + 16 * b), sum));
-  }
-}
-
-static void sum_inputs_16r_avx512(const float* x, size_t x_stride, size_t tokens, size_t n, const float* s_in,
-                                  const uint32_t* words, size_t blocks, float* sums, size_t sums_stride) {
-  for (size_t t = 0; t < tokens; ++t, x += x_stride, sums += sums_stride) {
-    switch (blocks) {
-      case 1:
-        sum_token(x, n, s_in, words, 1, sums);
-        break;
-      case 2:
-        sum_token(x, n, s_in, words, 2, sums);
-        break;
-      case 3:
-        sum_token(x, n, s_in, words, 3, sums);
-        break;
-      default:
-        sum_token(x, n, s_in, words, 4, sums);
+    for (int b = 0; b < blocks; ++b) {
+      __m512 sum = acc[t][b][0];
+      if (chains > 1) sum = _mm512_add_ps(sum, acc[t][b][1]);
+      if (chains > 2) sum = _mm512_add_ps(sum, _mm512_add_ps(acc[t][b][2], acc[t][b][3]));
+      _mm512_storeu_ps(sums + t * sums_stride + 16 * b, sum);
     }
   }
 }
 
-/* One or two tokens share the words of B; `groups` tables of 4 ranks each stay in registers. */
-UNROLLED void sum_outputs(const float* h, size_t h_stride, int tokens, int groups, const uint32_t* words, size_t n,
-                          const float* s_out, bool first, bool last, const float* base, size_t base_stride, float* y,
-                          size_t y_stride) {
+UNROLLED void sum_pairs(const float* x, size_t x_stride, size_t tokens, size_t n, const float* s_in,
+                        const uint32_t* words, int blocks, float* sums, size_t sums_stride) {
+  for (; tokens >= 2; tokens -= 2, x += 2 * x_stride, sums += 2 * sums_stride) {
+    sum_blocks(x, x_stride, 2, n, s_in, words, blocks, sums, sums_stride);
+  }
+  if (tokens != 0) sum_blocks(x, x_stride, 1, n, s_in, words, blocks, sums, sums_stride);
+}
+
+static void sum_inputs_16r_avx512(const float* x, size_t x_stride, size_t tokens, size_t n, const float* s_in,
+                                  const uint32_t* words, size_t blocks, float* sums, size_t sums_stride) {
+  switch (blocks) {
+    case 1:
+      sum_pairs(x, x_stride, tokens, n, s_in, words, 1, sums, sums_stride);
+      break;
+    case 2:
+      sum_pairs(x, x_stride, tokens, n, s_in, words, 2, sums, sums_stride);
+      break;
+    case 3:
+      sum_pairs(x, x_stride, tokens, n, s_in, words, 3, sums, sums_stride);
+      break;
+    default:
+      sum_pairs(x, x_stride, tokens, n, s_in, words, 4, sums, sums_stride);
+  }
+}
+
+/* Where stage 2 finds and leaves what is not its tables, for one step of outputs. */
+typedef struct {
+  const uint8_t* b;
+  size_t width; /* bytes of a row of B */
+  bool upper;   /* the upper half of rows of 8 bytes */
+  size_t n;
+  const float *s_out, *carry_in;
+  float* carry_out; /* carries of two tokens lie n apart */
+  const void* base;
+  size_t base_stride;
+  void* y;
+  size_t y_stride;
+  lordba_dtype dtype;
+} output_step;
+
+/* Rotated right by 0 < bits < 32; shifts would compete with additions for units. */
+UNROLLED __m512i rotated(__m512i words, int bits) {
+  typedef uint32_t lanes __attribute__((vector_size(64)));
+  return (__m512i)((lanes)words >> bits | (lanes)words << (32 - bits));
+}
+
+/* Words of 32 ranks for 16 outputs from output `o` on. */
+UNROLLED __m512i load_words(const output_step* step, size_t o) {
+  if (step->width == 1) return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)(step->b + o)));
+  if (step->width == 2) return _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)(step->b + 2 * o)));
+  if (step->width == 4) return _mm512_loadu_si512(step->b + 4 * o);
+  const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  const __m512i pick = step->upper ? _mm512_add_epi32(even, _mm512_set1_epi32(1)) : even;
+  return _mm512_permutex2var_epi32(_mm512_loadu_si512(step->b + 8 * o), pick, _mm512_loadu_si512(step->b + 8 * o + 64));
+}
+
+/* 16 outputs of one or two tokens: `lanes` of them exist; `plain`: y is fp32 and there are no carries. */
+UNROLLED void sum_16_outputs(const output_step* step, const __m512 table[2][8], int tokens, int groups, bool plain,
+                             size_t o, size_t lanes) {
+  const lordba_dtype dtype = plain ? LORDBA_F32 : step->dtype;
+  const float* const carry_in = plain ? NULL : step->carry_in;
+  float* const carry_out = plain ? NULL : step->carry_out;
+  const __m512i words = load_words(step, o);
+  __m512 sum[2][2];
+#pragma GCC unroll 8
+  for (int g = 0; g < groups; ++g) {
+    const __m512i index = g == 0 ? words : rotated(words, 4 * g);
+#pragma GCC unroll 2
+    for (int t = 0; t < tokens; ++t) {
+      const __m512 value = _mm512_permutexvar_ps(index, table[t][g]);
+      sum[t][g % 2] = g < 2 ? value : _mm512_add_ps(sum[t][g % 2], value);
+    }
+  }
+  __m512 start[2];
+#pragma GCC unroll 2
+  for (int t = 0; t < tokens; ++t) {
+    sum[t][0] = _mm512_add_ps(sum[t][0], sum[t][1]);
+    if (carry_in) sum[t][0] = _mm512_add_ps(sum[t][0], (__m512)load_n(carry_in, LORDBA_F32, t * step->n + o, lanes));
+    start[t] = step->base && !carry_out ? (__m512)load_n(step->base, dtype, t * step->base_stride + o, lanes)
+                                        : _mm512_setzero_ps();
+  }
+  const __m512 scale = _mm512_loadu_ps(step->s_out + o);
+#pragma GCC unroll 2
+  for (int t = 0; t < tokens; ++t) {
+    if (carry_out) {
+      store_n(carry_out, LORDBA_F32, t * step->n + o, lanes, (vector)sum[t][0]);
+    } else {
+      store_n(step->y, dtype, t * step->y_stride + o, lanes, (vector)_mm512_fmadd_ps(sum[t][0], scale, start[t]));
+    }
+  }
+}
+
+/* `groups` tables of 4 ranks per token stay in registers; every 16 outputs look them up, two tokens the same entries.
+ */
+UNROLLED void sum_outputs(const output_step* step, const float* h, size_t h_stride, int tokens, int groups) {
   __m512 table[2][8];
 #pragma GCC unroll 2
   for (int t = 0; t < tokens; ++t) {
 #pragma GCC unroll 8
     for (int g = 0; g < groups; ++g) {
-      const float* v = h + t * h_stride + 4 * g;
-      const __m512 ab =
-          _mm512_fmadd_ps(sign_of_bit(1), _mm512_set1_ps(v[1]), _mm512_mul_ps(sign_of_bit(0), _mm512_set1_ps(v[0])));
-      const __m512 cd =
-          _mm512_fmadd_ps(sign_of_bit(3), _mm512_set1_ps(v[3]), _mm512_mul_ps(sign_of_bit(2), _mm512_set1_ps(v[2])));
+      const float* value = h + t * h_stride + 4 * g;
+      const __m512 ab = _mm512_fmadd_ps(sign_of_bit(1), _mm512_set1_ps(value[1]),
+                                        _mm512_mul_ps(sign_of_bit(0), _mm512_set1_ps(value[0])));
+      const __m512 cd = _mm512_fmadd_ps(sign_of_bit(3), _mm512_set1_ps(value[3]),
+                                        _mm512_mul_ps(sign_of_bit(2), _mm512_set1_ps(value[2])));
       table[t][g] = _mm512_add_ps(ab, cd);
     }
   }
-  for (size_t o = 0; o < n; o += 16) {
-    const __mmask16 mask = lanes_below(n - o);
-    const __m512i word = _mm512_loadu_si512(words + o);
-    const __m512 scale = _mm512_loadu_ps(s_out + o);
-    __m512i index[8];
-#pragma GCC unroll 8
-    for (int g = 0; g < groups; ++g) index[g] = _mm512_srli_epi32(word, 4 * g);
-#pragma GCC unroll 2
-    for (int t = 0; t < tokens; ++t) {
-      float* out = y + t * y_stride + o;
-      __m512 even = _mm512_permutexvar_ps(index[0], table[t][0]), odd = _mm512_permutexvar_ps(index[1], table[t][1]);
-#pragma GCC unroll 4
-      for (int g = 2; g < groups; g += 2) {
-        even = _mm512_add_ps(even, _mm512_permutexvar_ps(index[g], table[t][g]));
-        odd = _mm512_add_ps(odd, _mm512_permutexvar_ps(index[g + 1], table[t][g + 1]));
-      }
-      __m512 sum = _mm512_add_ps(even, odd);
-      if (!first) sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, out));
-      if (last) {
-        const __m512 start = base ? _mm512_maskz_loadu_ps(mask, base + t * base_stride + o) : _mm512_setzero_ps();
-        sum = _mm512_fmadd_ps(scale, sum, start);
-      }
-      _mm512_mask_storeu_ps(out, mask, sum);
+  size_t o = 0;
+  if (step->dtype == LORDBA_F32 && !step->carry_in && !step->carry_out) {
+    for (; o + 16 <= step->n; o += 16) sum_16_outputs(step, table, tokens, groups, true, o, 16);
+  } else {
+    for (; o + 16 <= step->n; o += 16) sum_16_outputs(step, table, tokens, groups, false, o, 16);
+  }
+  if (o < step->n) sum_16_outputs(step, table, tokens, groups, false, o, step->n - o);
+}
+
+/* One or two tokens; more than 32 ranks take two passes. */
+UNROLLED void sum_tokens(output_step step, size_t ranks, const float* h, size_t h_stride, int tokens) {
+  if (step.width == 1) {
+    sum_outputs(&step, h, h_stride, tokens, 2);
+  } else if (step.width == 2) {
+    sum_outputs(&step, h, h_stride, tokens, 4);
+  } else if (step.width == 4) {
+    sum_outputs(&step, h, h_stride, tokens, 8);
+  } else {
+    float half[2 * LORDBA_OUTPUTS];
+    output_step low = step;
+    low.carry_out = half;
+    sum_outputs(&low, h, h_stride, tokens, 8);
+    step.carry_in = half;
+    step.upper = true;
+    if (ranks <= 48) { /* h has no more */
+      sum_outputs(&step, h + 32, h_stride, tokens, 4);
+    } else {
+      sum_outputs(&step, h + 32, h_stride, tokens, 8);
     }
   }
 }
-
-static void sum_ranks_16o_avx512(const float* h, size_t h_stride, size_t tokens, bool narrow, const uint32_t* words,
-                                 size_t n, const float* s_out, bool first, bool last, const float* base,
-                                 size_t base_stride, float* y, size_t y_stride) {
-  size_t t = 0;
-  for (; t < tokens; t += 2) {
-    const float *ht = h + t * h_stride, *bt = base ? base + t * base_stride : NULL;
-    float* yt = y + t * y_stride;
-    if (t + 1 == tokens) {
-      if (narrow) {
-        sum_outputs(ht, h_stride, 1, 4, words, n, s_out, first, last, bt, base_stride, yt, y_stride);
-      } else {
-        sum_outputs(ht, h_stride, 1, 8, words, n, s_out, first, last, bt, base_stride, yt, y_stride);
-      }
-    } else if (narrow) {
-      sum_outputs(ht, h_stride, 2, 4, words, n, s_out, first, last, bt, base_stride, yt, y_stride);
-    } else {
-      sum_outputs(ht, h_stride, 2, 8, words, n, s_out, first, last, bt, base_stride, yt, y_stride);
-    }
+static void sum_ranks_16o_avx512(const float* h, size_t h_stride, size_t tokens, size_t ranks, const uint8_t* b,
+                                 size_t n, const float* s_out, const float* carry_in, float* carry_out,
+                                 const void* base, size_t base_stride, void* y, size_t y_stride, lordba_dtype dtype) {
+  output_step step = {.b = b,
+                      .width = ranks <= 8    ? 1
+                               : ranks <= 16 ? 2
+                               : ranks <= 32 ? 4
+                                             : 8,
+                      .n = n,
+                      .s_out = s_out,
+                      .carry_in = carry_in,
+                      .carry_out = carry_out,
+                      .base = base,
+                      .base_stride = base_stride,
+                      .y = y,
+                      .y_stride = y_stride,
+                      .dtype = dtype};
+  const size_t bytes = dtype == LORDBA_F32 ? 4 : 2;
+  for (; tokens >= 2; tokens -= 2, h += 2 * h_stride) {
+    sum_tokens(step, ranks, h, h_stride, 2);
+    if (step.base) step.base = (const uint8_t*)step.base + 2 * base_stride * bytes;
+    step.y = (uint8_t*)step.y + 2 * y_stride * bytes;
   }
+  if (tokens != 0) sum_tokens(step, ranks, h, h_stride, 1);
 }
 
 const lordba_kernels lordba_kernels_avx512 = {
     .name = "avx512",
-    .rate = 100000,
+    .rate_decode = 60000,
+    .rate_prefill = 150000,
+    .rank_lanes_up_to = SIZE_MAX,
     .decode = decode_16_avx512,
+    .widen = widen_avx512,
     .pack_a = pack_a_16r_avx512,
     .sum_inputs = sum_inputs_16r_avx512,
     .sum_ranks = sum_ranks_16o_avx512,

@@ -17,6 +17,14 @@ const char* lordba_status_text(lordba_status status) {
       return "the adapter blob holds fewer modules than the program";
     case LORDBA_BAD_RECORD:
       return "the adapter blob has a damaged record";
+    case LORDBA_BAD_SIZE:
+      return "modules, strides or counts that do not fit together";
+    case LORDBA_BAD_POINTER:
+      return "a pointer that is missing or not aligned";
+    case LORDBA_BAD_DTYPE:
+      return "a dtype that is none of fp32, fp16 and bf16";
+    case LORDBA_SMALL_WORKSPACE:
+      return "fewer bytes of memory than asked for";
   }
   return "unknown status";
 }

@@ -1,99 +1,222 @@
-/* The two stages, cut into tiles that live on a small stack: 12 KiB at most, whatever r and d are. */
-#include "tiles.h"
+/* Calls: their checks, how they are cut into stages and tiles, and one tile of each kind. A tile needs up to 48 KiB of
+ * stack and writes nothing but its part of y and of the workspace. */
+#include "stages.h"
 
-enum { OUTPUTS = 1024 }; /* stage 2 tile: its words and scales fit the first-level cache */
+enum {
+  OUTPUTS_PIECE = 256, /* outputs of the smallest tile of stage 1, a multiple of what the stages ask for */
+  TOKENS_PIECE = 16,   /* tokens of the smallest tile */
+};
+static const double WAKE_US = 20; /* a call of less work than this stays on one thread */
 
-static size_t at_most(size_t value, size_t limit) { return value < limit ? value : limit; }
+static size_t at_least(size_t value, size_t limit) { return value > limit ? value : limit; }
 
-size_t lordba_padded_rank(const lordba_module* module) {
-  return ((size_t)module->r + LORDBA_LANES - 1) / LORDBA_LANES * LORDBA_LANES;
+static const lordba_stages* stages_of(const lordba_plan* plan) {
+  return plan->token_lanes ? &lordba_token_lanes : &lordba_rank_lanes;
 }
 
-size_t lordba_chunks(const lordba_module* module) { return ((size_t)module->d_in + LORDBA_CHUNK - 1) / LORDBA_CHUNK; }
+static size_t chunks_of(const lordba_call* call) { return lordba_ceil_div(call->modules->d_in, LORDBA_CHUNK); }
 
-double lordba_cost(const lordba_kernels* kernels, const lordba_module* module, size_t tokens) {
-  const double channels = (double)module->d_in + module->d_out;
-  return (double)tokens * (double)lordba_padded_rank(module) * channels / kernels->rate;
-}
-
-bool lordba_is_zero(const lordba_kernels* kernels, const lordba_module* module) {
+bool lordba_is_zero(const lordba_module* module) {
   if (module->r == 0) return true;
-  float scales[LORDBA_LANES];
-  for (size_t o = 0; o < module->d_out; o += LORDBA_LANES) {
-    const size_t n = at_most(module->d_out - o, LORDBA_LANES);
-    kernels->decode(&module->s_out, o, n, scales);
-    for (size_t i = 0; i < n; ++i) {
-      if (scales[i] != 0.0f) return false;
-    }
+  /* In every scale code, only bytes of zero mean a scale of zero. */
+  const size_t n = module->d_out;
+  const lordba_scale_code code = module->s_out.code;
+  const size_t bytes = code == LORDBA_FP32   ? 4 * n
+                       : code == LORDBA_FP16 ? 2 * n
+                       : code == LORDBA_INT8 ? n
+                                             : (n + 1) / 2;
+  for (size_t i = 0; i < bytes; ++i) {
+    if (module->s_out.values[i] != 0) return false;
   }
   return true;
 }
 
-void lordba_sum_inputs(const lordba_kernels* kernels, const lordba_module* module, const float* x, size_t x_stride,
-                       size_t tokens, size_t begin, size_t end, float* sums) {
-  const size_t stride = lordba_padded_rank(module), row_bytes = ((size_t)module->d_in + 7) / 8;
-  float s_in[LORDBA_CHUNK];
-  uint32_t words[LORDBA_WORDS * LORDBA_MAX_RANKS];
-  for (size_t chunk = begin; chunk < end; ++chunk) {
-    const size_t first = chunk * LORDBA_CHUNK, n = at_most(module->d_in - first, LORDBA_CHUNK);
-    kernels->decode(&module->s_in, first, n, s_in);
-    for (size_t i = n; i % LORDBA_WORD != 0; ++i) s_in[i] = 0.0f;
-    for (size_t rank = 0; rank < module->r; rank += LORDBA_MAX_RANKS) {
-      const size_t rows = at_most(module->r - rank, LORDBA_MAX_RANKS);
-      const size_t blocks = (rows + LORDBA_LANES - 1) / LORDBA_LANES;
-      kernels->pack_a(module->a_signs + rank * row_bytes + first / 8, row_bytes, rows, (n + 7) / 8, blocks, words);
-      kernels->sum_inputs(x + first, x_stride, tokens, n, s_in, words, blocks, sums + rank, stride);
-    }
+static lordba_status check(const lordba_call* call) {
+  if (call->modules == NULL) return LORDBA_BAD_POINTER;
+  if (call->count == 0) return LORDBA_BAD_SIZE;
+  if ((unsigned)call->dtype > LORDBA_BF16) return LORDBA_BAD_DTYPE;
+  size_t width = 0;
+  for (size_t i = 0; i < call->count; ++i) {
+    const lordba_module* module = &call->modules[i];
+    if (module->d_in == 0 || module->d_out == 0 || module->d_in != call->modules->d_in) return LORDBA_BAD_SIZE;
+    width += module->d_out;
+  }
+  if (call->tokens == 0) return LORDBA_OK;
+  if (call->x == NULL || call->y == NULL) return LORDBA_BAD_POINTER;
+  if (call->x_stride < call->modules->d_in || call->y_stride < width) return LORDBA_BAD_SIZE;
+  if (call->base != NULL && call->base_stride < width) return LORDBA_BAD_SIZE;
+  return LORDBA_OK;
+}
+
+/* Microseconds that the call takes on one thread. */
+static double cost_of(const lordba_kernels* kernels, const lordba_call* call) {
+  double signs = 0;
+  for (size_t i = 0; i < call->count; ++i) {
+    const lordba_module* module = &call->modules[i];
+    if (!lordba_is_zero(module)) signs += (double)lordba_padded_rank(module) * ((double)module->d_in + module->d_out);
+  }
+  return signs * (double)call->tokens / (double)(call->tokens > 1 ? kernels->rate_prefill : kernels->rate_decode);
+}
+
+lordba_status lordba_plan_call(const lordba_kernels* kernels, const lordba_call* call, size_t threads,
+                               lordba_plan* plan) {
+  *plan = (lordba_plan){0};
+  const lordba_status status = check(call);
+  if (status != LORDBA_OK || call->tokens == 0) return status;
+
+  plan->token_lanes = call->tokens > kernels->rank_lanes_up_to;
+  if (threads < 1 || cost_of(kernels, call) < WAKE_US) threads = 1;
+  plan->threads = threads;
+  const bool enough = threads <= 1 || lordba_ceil_div(call->tokens, LORDBA_TOKENS) >= 2 * threads;
+  plan->tile_tokens = lordba_at_most(call->tokens, enough ? LORDBA_TOKENS : TOKENS_PIECE);
+  plan->token_tiles = lordba_ceil_div(call->tokens, plan->tile_tokens);
+  plan->stages = plan->token_tiles < threads ? 2 : 1;
+
+  size_t largest = 0, all = 0, outputs = 0;
+  for (size_t i = 0; i < call->count; ++i) {
+    const size_t floats = stages_of(plan)->sum_floats(&call->modules[i], plan->tile_tokens);
+    largest = at_least(largest, floats);
+    all += floats;
+    outputs += lordba_ceil_div(call->modules[i].d_out, OUTPUTS_PIECE);
+  }
+  if (plan->stages == 1) {
+    plan->input_tiles = 1;
+    plan->tiles[0] = plan->token_tiles;
+    plan->workspace = plan->token_tiles * 2 * largest * sizeof(float);
+    return LORDBA_OK;
+  }
+  const size_t share = lordba_ceil_div(2 * threads, plan->token_tiles);
+  plan->input_tiles = lordba_at_most(chunks_of(call), share);
+  plan->tiles[0] = plan->token_tiles * plan->input_tiles;
+  plan->tiles[1] = plan->token_tiles * lordba_at_most(outputs, share);
+  plan->workspace = (plan->token_tiles * chunks_of(call) * all + plan->tiles[1] * largest) * sizeof(float);
+  return LORDBA_OK;
+}
+
+/* The call for the tokens of one tile only. */
+static lordba_call tile_of(const lordba_call* call, const lordba_plan* plan, size_t token_tile) {
+  const size_t first = token_tile * plan->tile_tokens;
+  lordba_call tile = *call;
+  tile.tokens = lordba_at_most(call->tokens - first, plan->tile_tokens);
+  tile.x = lordba_element(call->x, first * call->x_stride, call->dtype);
+  tile.base = call->base ? lordba_element(call->base, first * call->base_stride, call->dtype) : NULL;
+  tile.y = lordba_element(call->y, first * call->y_stride, call->dtype);
+  return tile;
+}
+
+/* y = base, or zero, where a module adds nothing. */
+static void copy_base(const lordba_call* tile, size_t column, size_t begin, size_t end) {
+  if (tile->base == tile->y && tile->base_stride == tile->y_stride) return;
+  const size_t halves = tile->dtype == LORDBA_F32 ? 2 : 1;
+  for (size_t t = 0; t < tile->tokens; ++t) {
+    uint16_t* y = lordba_element(tile->y, t * tile->y_stride + column, tile->dtype);
+    const uint16_t* base = tile->base ? lordba_element(tile->base, t * tile->base_stride + column, tile->dtype) : NULL;
+    for (size_t i = begin * halves; i < end * halves; ++i) y[i] = base ? base[i] : 0;
   }
 }
 
-void lordba_scale_ranks(const lordba_kernels* kernels, const lordba_module* module, size_t tokens, size_t partials,
-                        float* sums) {
-  const size_t stride = lordba_padded_rank(module);
-  float s_mid[LORDBA_LANES];
-  for (size_t rank = 0; rank < module->r; rank += LORDBA_LANES) {
-    const size_t n = at_most(module->r - rank, LORDBA_LANES);
-    kernels->decode(&module->s_mid, rank, n, s_mid);
-    for (size_t t = 0; t < tokens; ++t) {
-      float* h = sums + t * stride + rank;
-      for (size_t p = 1; p < partials; ++p) {
-        for (size_t j = 0; j < n; ++j) h[j] += h[p * tokens * stride + j];
+static void add(const float* from, size_t n, float* to) {
+  for (size_t i = 0; i < n; ++i) to[i] += from[i];
+}
+
+/* Both stages for the tokens of one tile. */
+static void run_tokens(const lordba_kernels* kernels, const lordba_call* tile, const lordba_plan* plan, float* sums) {
+  const lordba_stages* stages = stages_of(plan);
+  size_t column = 0;
+  for (size_t i = 0; i < tile->count; column += tile->modules[i].d_out, ++i) {
+    const lordba_module* module = &tile->modules[i];
+    if (lordba_is_zero(module)) {
+      copy_base(tile, column, 0, module->d_out);
+      continue;
+    }
+    const size_t floats = stages->sum_floats(module, plan->tile_tokens);
+    stages->sum_chunk(kernels, tile, module, 0, sums);
+    for (size_t chunk = 1; chunk < chunks_of(tile); ++chunk) {
+      stages->sum_chunk(kernels, tile, module, chunk, sums + floats);
+      add(sums + floats, floats, sums);
+    }
+    stages->scale_ranks(kernels, module, tile->tokens, sums, sums);
+    stages->sum_outputs(kernels, tile, module, column, 0, module->d_out, sums);
+  }
+}
+
+/* Stage 0 of two: a range of chunks. Each module's sums lie in `partials` chunk after chunk. */
+static void run_chunks(const lordba_kernels* kernels, const lordba_call* tile, const lordba_plan* plan, size_t begin,
+                       size_t end, float* partials) {
+  const lordba_stages* stages = stages_of(plan);
+  for (size_t i = 0; i < tile->count; ++i) {
+    const lordba_module* module = &tile->modules[i];
+    const size_t floats = stages->sum_floats(module, plan->tile_tokens);
+    for (size_t chunk = begin; chunk < end && !lordba_is_zero(module); ++chunk) {
+      stages->sum_chunk(kernels, tile, module, chunk, partials + chunk * floats);
+    }
+    partials += chunks_of(tile) * floats;
+  }
+}
+
+/* Stage 1 of two: a range of the pieces of OUTPUTS_PIECE outputs, counted through all modules. */
+static void run_outputs(const lordba_kernels* kernels, const lordba_call* tile, const lordba_plan* plan, size_t begin,
+                        size_t end, const float* partials, float* h) {
+  const lordba_stages* stages = stages_of(plan);
+  size_t column = 0, piece = 0; /* of the module's first output */
+  for (size_t i = 0; i < tile->count; ++i) {
+    const lordba_module* module = &tile->modules[i];
+    const size_t floats = stages->sum_floats(module, plan->tile_tokens);
+    const size_t pieces = lordba_ceil_div(module->d_out, OUTPUTS_PIECE);
+    const size_t from = at_least(begin, piece) - piece,
+                 to = at_least(lordba_at_most(end, piece + pieces), piece) - piece;
+    if (from < to) {
+      const size_t first = from * OUTPUTS_PIECE, last = lordba_at_most(to * OUTPUTS_PIECE, module->d_out);
+      if (lordba_is_zero(module)) {
+        copy_base(tile, column, first, last);
+      } else {
+        for (size_t k = 0; k < floats; ++k) h[k] = partials[k];
+        for (size_t chunk = 1; chunk < chunks_of(tile); ++chunk) add(partials + chunk * floats, floats, h);
+        stages->scale_ranks(kernels, module, tile->tokens, h, h);
+        stages->sum_outputs(kernels, tile, module, column, first, last, h);
       }
-      for (size_t j = 0; j < n; ++j) h[j] *= s_mid[j];
-      for (size_t j = n; j < LORDBA_LANES; ++j) h[j] = 0.0f;
     }
+    column += module->d_out;
+    piece += pieces;
+    partials += chunks_of(tile) * floats;
   }
 }
 
-/* words[i] = the signs of up to 32 ranks of output i, from `bytes` bytes of each row; zeros up to the next tile. */
-static void pack_b(const uint8_t* b, size_t row_bytes, size_t bytes, size_t n, uint32_t* words) {
-  if (row_bytes == 2 && bytes == 2) {
-    for (size_t i = 0; i < n; ++i) words[i] = lordba_load_u16(b + 2 * i);
-  } else if (bytes == 4) {
-    for (size_t i = 0; i < n; ++i) words[i] = lordba_load_u32(b + row_bytes * i);
+void lordba_run_tile(const lordba_kernels* kernels, const lordba_call* call, const lordba_plan* plan, void* workspace,
+                     size_t stage, size_t tile) {
+  float* floats = workspace;
+  if (plan->stages == 1) {
+    const lordba_call part = tile_of(call, plan, tile);
+    run_tokens(kernels, &part, plan, floats + plan->workspace / sizeof(float) / plan->token_tiles * tile);
+    return;
+  }
+  size_t all = 0, largest = 0, pieces = 0;
+  for (size_t i = 0; i < call->count; ++i) {
+    const size_t here = stages_of(plan)->sum_floats(&call->modules[i], plan->tile_tokens);
+    all += here;
+    largest = at_least(largest, here);
+    pieces += lordba_ceil_div(call->modules[i].d_out, OUTPUTS_PIECE);
+  }
+  const size_t chunks = chunks_of(call), share = plan->tiles[stage] / plan->token_tiles;
+  const lordba_call part = tile_of(call, plan, tile / share);
+  float* partials = floats + tile / share * chunks * all;
+  const size_t index = tile % share;
+  if (stage == 0) {
+    run_chunks(kernels, &part, plan, index * chunks / share, (index + 1) * chunks / share, partials);
   } else {
-    for (size_t i = 0; i < n; ++i) {
-      uint32_t word = 0;
-      for (size_t k = 0; k < bytes; ++k) word |= (uint32_t)b[row_bytes * i + k] << 8 * k;
-      words[i] = word;
-    }
+    float* h = floats + plan->token_tiles * chunks * all + tile * largest;
+    run_outputs(kernels, &part, plan, index * pieces / share, (index + 1) * pieces / share, partials, h);
   }
-  for (size_t i = n; i % LORDBA_LANES != 0; ++i) words[i] = 0;
 }
 
-void lordba_sum_ranks(const lordba_kernels* kernels, const lordba_module* module, const float* h, size_t tokens,
-                      size_t begin, size_t end, const float* base, size_t base_stride, float* y, size_t y_stride) {
-  const size_t h_stride = lordba_padded_rank(module), row_bytes = ((size_t)module->r + 7) / 8;
-  float s_out[OUTPUTS];
-  uint32_t words[OUTPUTS];
-  for (size_t o = begin; o < end; o += OUTPUTS) {
-    const size_t n = at_most(end - o, OUTPUTS);
-    kernels->decode(&module->s_out, o, n, s_out);
-    for (size_t rank = 0; rank < module->r; rank += LORDBA_WORD) {
-      const size_t bytes = at_most(row_bytes - rank / 8, LORDBA_WORD / 8);
-      pack_b(module->b_signs + o * row_bytes + rank / 8, row_bytes, bytes, n, words);
-      kernels->sum_ranks(h + rank, h_stride, tokens, module->r - rank <= LORDBA_LANES, words, n, s_out, rank == 0,
-                         rank + LORDBA_WORD >= module->r, base ? base + o : NULL, base_stride, y + o, y_stride);
-    }
+lordba_status lordba_apply(const lordba_kernels* kernels, const lordba_call* call, void* workspace, size_t size) {
+  lordba_plan plan;
+  const lordba_status status = lordba_plan_call(kernels, call, 1, &plan);
+  if (status != LORDBA_OK) return status;
+  if (size < plan.workspace) return LORDBA_SMALL_WORKSPACE;
+  if (plan.workspace != 0 && (workspace == NULL || (uintptr_t)workspace % LORDBA_ALIGNMENT != 0)) {
+    return LORDBA_BAD_POINTER;
   }
+  for (size_t tile = 0; tile < plan.tiles[0]; ++tile) lordba_run_tile(kernels, call, &plan, workspace, 0, tile);
+  return LORDBA_OK;
 }

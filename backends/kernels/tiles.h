@@ -1,46 +1,97 @@
-/* What one instruction set provides: small tiles on packed 32-bit words. kernels.c cuts the stages into them. */
+/* What one instruction set provides: small tiles over a chunk of inputs or some ranks. kernels.c cuts calls into them.
+ */
 #ifndef LORDBA_TILES_H
 #define LORDBA_TILES_H
 
 #include "lordba_kernels.h"
 
 enum {
+  LORDBA_CHUNK = 512,                        /* stage 1 sums the inputs in chunks; a partial sum belongs to one */
+  LORDBA_LANES = 16,                         /* ranks are padded to a multiple of this */
   LORDBA_WORD = 32,                          /* signs per packed word */
   LORDBA_WORDS = LORDBA_CHUNK / LORDBA_WORD, /* words per rank in a chunk */
   LORDBA_MAX_BLOCKS = 4,                     /* blocks of LORDBA_LANES ranks that share one pass over x */
   LORDBA_MAX_RANKS = LORDBA_MAX_BLOCKS * LORDBA_LANES,
+
+  LORDBA_OUTPUTS = 1024, /* the most outputs of one sum_ranks */
+
+  LORDBA_TOKENS = 32,                /* tokens of one tile: the lanes of a table's entry */
+  LORDBA_GROUP = 4,                  /* values whose 16 signed sums make one table */
+  LORDBA_TABLE = 16 * LORDBA_TOKENS, /* floats of one table */
+  LORDBA_BLOCK = 64,                 /* values whose tables fit the first-level cache */
+  LORDBA_GROUPS = LORDBA_BLOCK / LORDBA_GROUP,
 };
 
 struct lordba_kernels {
   const char* name;
-  float rate; /* signed additions per microsecond and thread in a warm prefill, measured roughly */
+  float rate_decode, rate_prefill; /* signed additions per microsecond and thread, hot, measured roughly */
+  size_t rank_lanes_up_to;         /* tokens of a call up to which the first of the two ways is the faster one */
 
   /* Decodes scales [begin, begin + n) into out; may write up to the next multiple of LORDBA_LANES. begin is even. */
   void (*decode)(const lordba_scales* scales, size_t begin, size_t n, float* out);
 
-  /* Turns a chunk of A, `rows` rows of `bytes` <= 64 bytes, into words[word][lane]: bit i of word w of lane j is the
-   * sign of A[j][32 w + i]. Rows and bits that are not there become 0. */
+  /*
+   * The lanes are ranks, then outputs.
+   */
+
+  /* v[i] = x[i] for n <= LORDBA_CHUNK inputs of fp16 or bf16. */
+  void (*widen)(const void* x, lordba_dtype dtype, size_t n, float* v);
+
+  /* Turns a chunk of A, `rows` <= LORDBA_MAX_RANKS rows of `bytes` <= 64 bytes, into the order that sum_inputs reads:
+   * ceil(bytes / 4) words for each of blocks * LORDBA_LANES ranks. Rows and bits that are not there become 0. */
   void (*pack_a)(const uint8_t* a, size_t row_bytes, size_t rows, size_t bytes, size_t blocks, uint32_t* words);
 
-  /* sums[t][j] += signed sum over the chunk's n inputs of s_in * x, for blocks * LORDBA_LANES ranks.
-   * s_in is padded with zeros to a multiple of LORDBA_WORD. */
+  /* sums[t][j] = signed sum of s_in * x over a chunk's n inputs, for blocks * LORDBA_LANES ranks. s_in is padded with
+   * zeros to a multiple of LORDBA_WORD, x is not; words can be read up to 3 bytes too far. */
   void (*sum_inputs)(const float* x, size_t x_stride, size_t tokens, size_t n, const float* s_in, const uint32_t* words,
                      size_t blocks, float* sums, size_t sums_stride);
 
-  /* Stage 2 over at most 32 ranks (16 if `narrow`) and n outputs; words[o] holds the signs of output o.
-   * `first` starts from zero, otherwise from the raw sums in y; `last` applies s_out and base. */
-  void (*sum_ranks)(const float* h, size_t h_stride, size_t tokens, bool narrow, const uint32_t* words, size_t n,
-                    const float* s_out, bool first, bool last, const float* base, size_t base_stride, float* y,
-                    size_t y_stride);
+  /* Stage 2 over `ranks` <= LORDBA_MAX_RANKS ranks and n outputs: acc[t][o] = carry_in[o] + sum_j B[o][j] h[t][j]. h
+   * is padded with zeros to a multiple of LORDBA_LANES. B's rows of 1, 2, 4 or 8 bytes (up to 8, 16, 32 or 64 ranks)
+   * lie one after the other and can be read up to a multiple of LORDBA_LANES rows; so can s_out. With carry_out, acc is
+   * stored there (it may be carry_in); without, y = base + s_out * acc. carry_in and base may be NULL. */
+  void (*sum_ranks)(const float* h, size_t h_stride, size_t tokens, size_t ranks, const uint8_t* b, size_t n,
+                    const float* s_out, const float* carry_in, float* carry_out, const void* base, size_t base_stride,
+                    void* y, size_t y_stride, lordba_dtype dtype);
+
+  /*
+   * The lanes are tokens. The 16 signed sums of 4 values make a table
+   * [16][LORDBA_TOKENS]: entry e is ((+-v0 +- v1) + (+-v2 +- v3)), value k negative where bit k of e is set. A nibble
+   * of a row of signs, as stored, is the number of the entry to add.
+   */
+
+  /* Tables of n <= LORDBA_BLOCK inputs (zeros up to a multiple of 8) of `tokens` rows of x, scaled by s_in. */
+  void (*input_tables)(const void* x, size_t x_stride, lordba_dtype dtype, size_t tokens, size_t n, const float* s_in,
+                       float* tables);
+
+  /* Tables of n <= LORDBA_BLOCK rows of h [n][LORDBA_TOKENS] (zeros up to a multiple of 8). */
+  void (*rank_tables)(const float* h, size_t n, size_t tokens, float* tables);
+
+  /* Sums the entries that `bytes` <= LORDBA_BLOCK / 8 bytes of each row of signs name, from zero, first to last.
+   * sums [rows][LORDBA_TOKENS] becomes the sum, or, if `add`, what it was plus the sum. Lanes from `tokens` on are
+   * not used. */
+  void (*sum_tables)(const float* tables, size_t tokens, const uint8_t* signs, size_t row_bytes, size_t bytes,
+                     size_t rows, bool add, float* sums);
+
+  /* y[t][o] = base[t][o] + s_out[o] * sums[o][t] for n outputs; base may be NULL. */
+  void (*store)(const float* sums, size_t tokens, size_t n, const float* s_out, const void* base, size_t base_stride,
+                void* y, size_t y_stride, lordba_dtype dtype);
 };
 
 extern const lordba_kernels lordba_kernels_scalar;
 void lordba_pack_a_scalar(const uint8_t* a, size_t row_bytes, size_t rows, size_t bytes, size_t blocks,
                           uint32_t* words);
+/* Element i of an array of any dtype as a float, and back, rounded to the nearest. */
+float lordba_load_scalar(const void* p, lordba_dtype dtype, size_t i);
+void lordba_store_scalar(void* p, lordba_dtype dtype, size_t i, float value);
 
 #if defined(__x86_64__)
 extern const lordba_kernels lordba_kernels_avx2;
 extern const lordba_kernels lordba_kernels_avx512;
+#elif defined(__aarch64__)
+extern const lordba_kernels lordba_kernels_neon;
+extern const lordba_kernels lordba_kernels_dotprod;
+extern const lordba_kernels lordba_kernels_i8mm;
 #endif
 
 /* Constant-size copies that compilers turn into plain loads. */
