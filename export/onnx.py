@@ -7,19 +7,16 @@ import numpy as np
 import torch
 
 from lordba.errors import LordbaError
-from lordba.onnx_adapter import parameters
-from lordba.scales import ScaleCode
+from lordba.onnx_adapter import PARAMETERS, RANGE_BYTES, parameter_shapes
 
 from .onnx_decoder import AdapterNode, OnnxDecoder
-from .onnx_op import DOMAIN, NAME, OPSET, VERSION, function_body, register_schema
+from .onnx_op import DOMAIN, IR_VERSION, NAME, OPSET, VERSION, function_body, register_schema
 
 try:
     import onnx_ir as ir
 except ImportError as missing:
     raise LordbaError(f"the ONNX target needs {missing.name}; run: pip install 'lordba[onnx]'") from missing
 
-IR_VERSION = 9
-"""What ONNX Runtime 1.17 reads."""
 DATA_SUFFIX = ".data"
 
 
@@ -109,7 +106,7 @@ def _open_places(model: ir.Model, decoder: OnnxDecoder) -> None:
             continue
         values = [value for value in node.inputs[2:] if value is not None]
         path = _module_path(values[0])
-        if [value.name for value in values] != [f"model.{path}.{name}" for name in parameters(decoder.code)]:
+        if [value.name for value in values] != [f"model.{path}.{name}" for name in PARAMETERS]:
             continue  # the exporter merged it with another's
         found[path] = values
         node.name = path
@@ -121,8 +118,9 @@ def _open_places(model: ir.Model, decoder: OnnxDecoder) -> None:
             f"of their own ({lost[:3]}); this is a fault of the export, please report it"
         )
     for path, values in found.items():
-        for name, value in zip(parameters(decoder.code), values, strict=True):
-            data, shape = _no_adapter(decoder.nodes[path], name)
+        no_adapter = _no_adapter(decoder.nodes[path])
+        for name, value in zip(PARAMETERS, values, strict=True):
+            data, shape = no_adapter[name]
             assert value.name is not None
             model.graph.initializers.pop(value.name)
             value.name = f"{path}.{name}"
@@ -138,15 +136,14 @@ def _module_path(value: ir.Value) -> str:
     return value.name.removeprefix("model.").rpartition(".")[0]
 
 
-def _no_adapter(node: AdapterNode, name: str) -> tuple[np.ndarray, list[int | None]]:
-    """An input's value for "no adapter", of rank 1 and s_out = 0, and its shape, None where the rank shows."""
-    code: ScaleCode = node.code
-    placeholder: torch.Tensor = getattr(node, name)
-    shape: list[int | None] = list(placeholder.shape)
-    ranked = {"a_signs": 0, "b_signs": 1, "s_mid": 0}.get(name)
-    if ranked is not None:
-        shape[ranked] = None
-    fill = 1.0 if name == "s_ranges" else 0.0
-    data = torch.full([1 if size is None else size for size in shape], fill, dtype=placeholder.dtype)
-    assert code.stored_length(1) == 1
-    return data.numpy(), shape
+def _no_adapter(node: AdapterNode) -> dict[str, tuple[np.ndarray, list[int | None]]]:
+    """Each input's value for "no adapter", of rank 1 with scales of 0, and its shape, None where the rank shows."""
+    shapes, others = (parameter_shapes(node.code, node.d_in, node.d_out, rank) for rank in (1, 64))
+    result = {}
+    for name, shape in shapes.items():
+        data = torch.zeros(shape, dtype=node.code.dtype if name == "scales" else torch.uint8)
+        if name == "scales" and node.code.is_coded:
+            data[:RANGE_BYTES].view(torch.float16).fill_(1.0)
+        dims = [size if size == other else None for size, other in zip(shape, others[name], strict=True)]
+        result[name] = data.numpy(), dims
+    return result

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lordba.adapter import Adapter, SignModule
 from lordba.errors import LordbaError
 from lordba.layers import LordbaLinear, linear_size
-from lordba.onnx_adapter import parameters
+from lordba.onnx_adapter import PARAMETERS, parameter_shapes
 from lordba.scales import ScaleCode
 
 from .generic import cache_shape, with_attention
@@ -30,22 +30,14 @@ class AdapterNode(nn.Module):
     def __init__(self, linear: nn.Module, d_in: int, d_out: int, code: ScaleCode, generator: torch.Generator) -> None:
         super().__init__()
         self.linear = linear
+        self.d_in, self.d_out = d_in, d_out
         self.code = code
         self._adapted: LordbaLinear | None = None
 
-        def noise(*shape: int) -> Tensor:
-            return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-
-        def scales(n: int) -> Tensor:
-            length = code.stored_length(n)
-            return noise(length) if code.is_coded else torch.rand(length, generator=generator).to(code.dtype)
-
-        self.register_buffer("a_signs", noise(TRACE_RANK, (d_in + 7) // 8))
-        self.register_buffer("b_signs", noise(d_out, TRACE_RANK // 8))
-        for name, n in (("s_in", d_in), ("s_mid", TRACE_RANK), ("s_out", d_out)):
-            self.register_buffer(name, scales(n))
-        if code.is_coded:
-            self.register_buffer("s_ranges", torch.rand(3, 2, generator=generator).half())
+        for name, shape in parameter_shapes(code, d_in, d_out, TRACE_RANK).items():
+            dtype = code.dtype if name == "scales" else torch.uint8
+            noise = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+            self.register_buffer(name, noise.to(dtype))
 
     def use(self, module: SignModule | None) -> None:
         """Compute with this adapter in eager calls; None is the linear layer alone."""
@@ -56,7 +48,7 @@ class AdapterNode(nn.Module):
         if not torch.compiler.is_exporting():
             return self.linear(x) if self._adapted is None else self._adapted(x)
         base = self.linear(x)
-        tensors = [getattr(self, name) for name in parameters(self.code)]
+        tensors = [getattr(self, name) for name in PARAMETERS]
         return torch.onnx.ops.symbolic(
             f"{DOMAIN}::{NAME}",
             (x, base, *tensors),

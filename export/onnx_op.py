@@ -2,15 +2,15 @@
 
     y = base + s_out * (B (s_mid * (A (s_in * x))))        (LoRDBA, arXiv 2605.24058)
 
-Inputs are `lordba::sign_adapter`'s, with `base` second. A model carries the body as a model-local function: a runtime
-that has no kernel for the node inlines it, one with ours (backends/onnxruntime) calls the kernel.
+A model carries the body as a model-local function: a runtime that has no kernel for the node inlines it, one with ours
+(backends/onnxruntime) calls the kernel.
 """
 
 import onnx
 from onnx import FunctionProto, defs
 from onnx.shape_inference import InferenceContext
 
-from lordba.onnx_adapter import parameters
+from lordba.onnx_adapter import PARAMETERS, RANGE_BYTES
 from lordba.scales import ScaleCode
 
 DOMAIN = "ai.lordba"
@@ -18,23 +18,27 @@ NAME = "SignAdapter"
 VERSION = 1
 OPSET = 18
 """The standard operators' version of exported models: the first with BitwiseAnd, and old runtimes know it."""
+IR_VERSION = 9
+"""What ONNX Runtime 1.17 reads."""
 
 
 def register_schema() -> None:
     """Make the operator known to onnx's checker and shape inference in this process."""
     if defs.has(NAME, domain=DOMAIN):
         return
-    formal, option = defs.OpSchema.FormalParameter, defs.OpSchema.FormalParameterOption
-    signs, scales = "tensor(uint8)", "S"
-    inputs = [formal("x", "T", "[..., d_in]"), formal("base", "T", "[..., d_out], what the adapter is added to")]
-    inputs += [formal("a_signs", signs, "[r, ceil(d_in/8)]"), formal("b_signs", signs, "[d_out, ceil(r/8)]")]
-    inputs += [formal(name, scales, "as stored") for name in ("s_in", "s_mid", "s_out")]
-    inputs += [formal("s_ranges", "tensor(float16)", "[3, 2], lo and hi of coded scales", param_option=option.Optional)]
+    formal = defs.OpSchema.FormalParameter
+    inputs = [
+        formal("x", "T", "[..., d_in]"),
+        formal("base", "T", "[..., d_out], what the adapter is added to"),
+        formal("a_signs", "tensor(uint8)", "[r, ceil(d_in/8)], least significant bit first, bit 1 is -1"),
+        formal("b_signs", "tensor(uint8)", "[d_out, ceil(r/8)]"),
+        formal("scales", "S", "s_in, s_mid, s_out as stored; before codes the ranges, lo and hi of each in fp16"),
+    ]
     schema = defs.OpSchema(
         NAME,
         DOMAIN,
         VERSION,
-        doc="A low-rank adapter of packed signs: bit 1 is -1, least significant bit first; all-zero s_out: y = base.",
+        doc="y = base + a low-rank adapter of packed signs applied to x; with an all-zero s_out, y = base.",
         inputs=inputs,
         outputs=[formal("y", "T", "[..., d_out]")],
         type_constraints=[
@@ -56,22 +60,27 @@ def _infer(context: InferenceContext) -> None:
 
 def function_body(code: ScaleCode) -> FunctionProto:
     """The operator in standard operators, for nodes with this scale code (a body cannot depend on an attribute)."""
-    lines = [*_SIGN_TABLE, *_signs("a", "d_in"), *_signs("b", "r")]
+    lines = [*_SIGN_TABLE, *_signs("a", "d_in"), *_signs("b", "r"), *_LEVELS.get(code, [])]
+    start = "zero"
     if code.is_coded:
-        lines += _LEVELS[code]
+        lines.append(f"codes_start = Constant <value = int64[1] {{{RANGE_BYTES}}}> ()")
+        start = "codes_start"
     for index, (name, length) in enumerate((("s_in", "d_in"), ("s_mid", "r"), ("s_out", "d_out"))):
-        lines += _scales(code, name, index, length)
+        lines += _scales(code, name, index, length, start)
+        start = f"{name}_end"
     text = (
         f'<opset_import: ["" : {OPSET}], domain: "{DOMAIN}">\n'
-        f"{NAME} <scale_code> (x, base, {', '.join(parameters(code))}) => (y)\n{{\n" + "\n".join(lines + _SUM) + "\n}"
+        f"{NAME} <scale_code> (x, base, {', '.join(PARAMETERS)}) => (y)\n{{\n" + "\n".join(lines + _SUM) + "\n}"
     )
     return onnx.parser.parse_function(text)
 
 
+# What depends on constants alone the runtime computes once, when it loads the model.
 _SIGN_TABLE = """\
 zero = Constant <value = int64[1] {0}> ()
 last = Constant <value = int64[1] {-1}> ()
 one = Constant <value = int64[1] {1}> ()
+two = Constant <value = int64[1] {2}> ()
 rows = Constant <value = int64[2] {0, -1}> ()
 first = Constant <value = int64 {0}> ()
 count = Constant <value = int64 {256}> ()
@@ -104,11 +113,34 @@ z_scaled = Mul (z, s_out_f)
 term = CastLike (z_scaled, base)
 y = Add (base, term)""".splitlines()
 
-# What the codes of each vector mean, [3, codes]: in double and then float, as lordba.scales.levels does it.
-_ENDS = """\
-ranges = Cast <to = 11> (s_ranges)
+# The ranges, from the bits of fp16: (1024 + fraction) * 2^(exponent - 25), or fraction * 2^-24 where the exponent is 0.
+# Then what the codes of each vector mean, [3, codes], in double and last in float, as lordba.scales.levels does it.
+_RANGES = f"""\
+range_end = Constant <value = int64[1] {{{RANGE_BYTES}}}> ()
+range_bytes = Slice (scales, zero, range_end)
+range_numbers = Cast <to = 7> (range_bytes)
+pairs = Constant <value = int64[2] {{6, 2}}> ()
+range_pairs = Reshape (range_numbers, pairs)
+byte_places = Constant <value = int64[2] {{1, 256}}> ()
+placed = Mul (range_pairs, byte_places)
+half_bits = ReduceSum <keepdims = 0> (placed, one)
+k1024 = Constant <value = int64 {{1024}}> ()
+exponent = Div (half_bits, k1024)
+fraction_bits = Mod (half_bits, k1024)
+normal = Add (fraction_bits, k1024)
+subnormal_row = Equal (exponent, first)
+significand = Where (subnormal_row, fraction_bits, normal)
+power_normal = Max (exponent, step)
+k25 = Constant <value = int64 {{25}}> ()
+power = Sub (power_normal, k25)
+power_d = Cast <to = 11> (power)
+two_d = Constant <value = double {{2}}> ()
+size_d = Pow (two_d, power_d)
+significand_d = Cast <to = 11> (significand)
+ends = Mul (significand_d, size_d)
+three_two = Constant <value = int64[2] {{3, 2}}> ()
+ranges = Reshape (ends, three_two)
 lo = Slice (ranges, zero, one, one)
-two = Constant <value = int64[1] {2}> ()
 hi = Slice (ranges, one, two, one)
 code_steps = Range (first, steps, step)
 code_steps_d = Cast <to = 11> (code_steps)
@@ -121,7 +153,7 @@ _LEVELS = {
     ScaleCode.LOG4: [
         "steps = Constant <value = int64 {15}> ()",
         "last_step = Constant <value = double {14}> ()",
-        *_ENDS,
+        *_RANGES,
         "ratio = Div (hi, lo)",
         "growth = Pow (ratio, fraction)",
         "positive = Mul (lo, growth)",
@@ -136,7 +168,7 @@ _LEVELS = {
     ScaleCode.INT8: [
         "steps = Constant <value = int64 {255}> ()",
         "last_step = Constant <value = double {254}> ()",
-        *_ENDS,
+        *_RANGES,
         "width = Sub (hi, lo)",
         "distance = Mul (width, fraction)",
         "positive = Add (lo, distance)",
@@ -155,11 +187,17 @@ def _signs(name: str, columns: str) -> list[str]:
     ]
 
 
-def _scales(code: ScaleCode, name: str, index: int, length: str) -> list[str]:
-    """The vector `name` as floats of that length."""
+def _scales(code: ScaleCode, name: str, index: int, length: str, start: str) -> list[str]:
+    """The vector `name` as floats of that length; it begins at `start` of `scales` and ends at `name`_end."""
+    stored = length
+    lines = []
+    if code is ScaleCode.LOG4:
+        stored = f"{name}_stored"
+        lines = [f"{name}_even = Add ({length}, one)", f"{stored} = Div ({name}_even, two)"]
+    lines += [f"{name}_end = Add ({start}, {stored})", f"{name} = Slice (scales, {start}, {name}_end)"]
     if not code.is_coded:
-        return [f"{name}_f = Cast <to = 1> ({name})"]
-    lines = [
+        return [*lines, f"{name}_f = Cast <to = 1> ({name})"]
+    lines += [
         f"{name}_row = Constant <value = int64 {{{index}}}> ()",
         f"{name}_levels = Gather (levels, {name}_row)",
         f"{name}_index = Cast <to = 6> ({name})",

@@ -8,26 +8,23 @@ from onnx import helper
 from torch import Tensor
 
 from lordba.adapter import Adapter
-from lordba.onnx_adapter import module_tensors, onnxruntime, parameters
+from lordba.onnx_adapter import PARAMETERS, module_tensors, onnxruntime
 from lordba.scales import ScaleCode
 
 from .onnx_decoder import AdapterNode, OnnxDecoder
-from .onnx_op import DOMAIN, NAME, OPSET, VERSION, function_body
+from .onnx_op import DOMAIN, IR_VERSION, NAME, OPSET, VERSION, function_body
 from .target import Captured, record_inputs, worst_error
-
-IR_VERSION = 9
 
 
 def node_model(code: ScaleCode, dtype: torch.dtype = torch.float32) -> onnx.ModelProto:
     """A model of one node, y = SignAdapter(x, base, ...), all of it inputs."""
     kind = helper.np_dtype_to_tensor_dtype(torch.empty(0, dtype=dtype).numpy().dtype)
     stored = helper.np_dtype_to_tensor_dtype(torch.empty(0, dtype=code.dtype).numpy().dtype)
-    names = parameters(code)
     kinds = {"x": kind, "base": kind, "a_signs": onnx.TensorProto.UINT8, "b_signs": onnx.TensorProto.UINT8}
-    kinds |= dict.fromkeys(("s_in", "s_mid", "s_out"), stored) | {"s_ranges": onnx.TensorProto.FLOAT16}
-    ranks = {"x": 3, "base": 3, "a_signs": 2, "b_signs": 2, "s_in": 1, "s_mid": 1, "s_out": 1, "s_ranges": 2}
-    inputs = [helper.make_tensor_value_info(name, kinds[name], [None] * ranks[name]) for name in ("x", "base", *names)]
-    node = helper.make_node(NAME, ["x", "base", *names], ["y"], NAME, domain=DOMAIN, scale_code=code.value)
+    kinds["scales"] = stored
+    ranks = {"x": 3, "base": 3, "a_signs": 2, "b_signs": 2, "scales": 1}
+    inputs = [helper.make_tensor_value_info(name, kinds[name], [None] * rank) for name, rank in ranks.items()]
+    node = helper.make_node(NAME, ["x", "base", *PARAMETERS], ["y"], NAME, domain=DOMAIN, scale_code=code.value)
     output = helper.make_tensor_value_info("y", kind, [None] * 3)
     return helper.make_model(
         helper.make_graph([node], NAME, inputs, [output]),

@@ -11,8 +11,8 @@ from lordba.bundle import Bundle
 from lordba.errors import LordbaError
 from lordba.layers import check_fits
 from lordba.models import BaseModel
-from lordba.onnx_adapter import SUFFIX, adapter_tensors, onnxruntime, write_onnx_adapter
-from lordba.onnx_runner import FINGERPRINT_KEY, SCALE_CODE_KEY, OnnxRunner
+from lordba.onnx_adapter import SUFFIX, ProgramInfo, adapter_tensors, onnxruntime, write_onnx_adapter
+from lordba.onnx_runner import OnnxRunner
 from lordba.scales import ScaleCode
 from lordba.session import Session
 
@@ -67,8 +67,9 @@ class OnnxTarget:
 
     def lower(self, fingerprint: str, eos_ids: list[int]) -> None:
         self.fingerprint, self.eos_ids = fingerprint, eos_ids
-        metadata = {FINGERPRINT_KEY: fingerprint, SCALE_CODE_KEY: self.scale_code.value}
-        self.model = lower(self.captured.decoder, metadata)
+        decoder = self.captured.decoder
+        modules = {path: (node.d_in, node.d_out) for path, node in decoder.nodes.items()}
+        self.model = lower(decoder, ProgramInfo(fingerprint, self.scale_code, modules).metadata())
 
     def write(self, folder: Path) -> Program:
         save(self.model, folder / PROGRAM_NAME)

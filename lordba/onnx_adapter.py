@@ -1,57 +1,70 @@
-"""An adapter in ONNX Runtime's own file form, `.onnx_adapter`: one named tensor per adapter input of a node.
+"""An adapter in ONNX Runtime's own file form, `.onnx_adapter`: three named tensors per adapted module.
 
-ONNX Runtime checks neither names nor shapes nor the base that an adapter belongs to: what a name does not match it
-ignores. `OnnxAdapter.check` does, before anything runs.
+`<path>.a_signs` and `<path>.b_signs` as in the adapter folder; `<path>.scales` holds s_in, s_mid and s_out one after
+the other as stored, and before int8 and log4 codes their ranges, lo and hi of each vector in fp16 (12 bytes). Few
+tensors, for ONNX Runtime looks every one of them up by name at each run.
+
+ONNX Runtime finds a wrong name or shape in the middle of a run, and a missing tensor, another base or another version
+never. `OnnxAdapter.check` looks at all of it before anything runs.
 """
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lordba.adapter import Adapter, SignModule
 from lordba.errors import LordbaError
 from lordba.scales import ScaleCode, decode_scales
+from lordba.signs import packed_width
 
 ADAPTER_VERSION = 1
 SUFFIX = ".onnx_adapter"
-PARAMETERS = ("a_signs", "b_signs", "s_in", "s_mid", "s_out", "s_ranges")
-Dim = int | str | None
+PARAMETERS = ("a_signs", "b_signs", "scales")
+RANGE_BYTES = 12
+_TYPES = {ScaleCode.FP32: "tensor(float)", ScaleCode.FP16: "tensor(float16)"}
 
 
-def parameters(code: ScaleCode) -> tuple[str, ...]:
-    """Names of a node's adapter inputs, in order; s_ranges only where scales are codes."""
-    return PARAMETERS if code.is_coded else PARAMETERS[:-1]
-
-
-def model_version(fingerprint: str) -> int:
-    """The base's fingerprint "sha256:..." as the 31 bits that an adapter file has room for."""
-    return int(fingerprint.removeprefix("sha256:")[:8], 16) & 0x7FFFFFFF
+def parameter_shapes(code: ScaleCode, d_in: int, d_out: int, r: int) -> dict[str, tuple[int, ...]]:
+    """The shape of each of a module's tensors."""
+    stored = sum(code.stored_length(n) for n in (d_in, r, d_out))
+    return {
+        "a_signs": (r, packed_width(d_in)),
+        "b_signs": (d_out, packed_width(r)),
+        "scales": (RANGE_BYTES * code.is_coded + stored,),
+    }
 
 
 def module_tensors(module: SignModule, code: ScaleCode) -> dict[str, np.ndarray]:
-    """One module's inputs by name, with scales in this code: the adapter's own, or fp32."""
-    signs = {"a_signs": module.a_signs.numpy(), "b_signs": module.b_signs.numpy()}
-    scales = dict(zip(("s_in", "s_mid", "s_out"), module.scales, strict=True))
+    """One module's tensors by name, with scales in this code: the adapter's own, or fp32."""
     if code is module.s_in.code:
-        tensors = signs | {name: scale.values.numpy() for name, scale in scales.items()}
-        ranges = [scale.range for scale in module.scales if scale.range is not None]
-        return tensors | ({"s_ranges": torch.stack(ranges).numpy()} if ranges else {})
-    if code is ScaleCode.FP32:
-        return signs | {name: decode_scales(scale).numpy() for name, scale in scales.items()}
-    raise LordbaError(f"the program takes {code.value} scales, the adapter has {module.s_in.code.value}")
+        ranges = [scale.range.view(torch.uint8) for scale in module.scales if scale.range is not None]
+        parts: list[Tensor] = [*ranges, *(scale.values for scale in module.scales)]
+    elif code is ScaleCode.FP32:
+        parts = [decode_scales(scale) for scale in module.scales]
+    else:
+        raise LordbaError(f"the program takes {code.value} scales, the adapter has {module.s_in.code.value}")
+    tensors = (module.a_signs, module.b_signs, torch.cat(parts))
+    return {name: tensor.numpy() for name, tensor in zip(PARAMETERS, tensors, strict=True)}
 
 
 def adapter_tensors(adapter: Adapter, code: ScaleCode) -> dict[str, np.ndarray]:
-    """Every input of the adapter by its name in the model, `<module path>.<input>`."""
+    """Every tensor of the adapter by its name in the model."""
     return {
         f"{path}.{name}": tensor
         for path, module in sorted(adapter.modules.items())
         for name, tensor in module_tensors(module, code).items()
     }
+
+
+def model_version(fingerprint: str) -> int:
+    """The base's fingerprint "sha256:..." as the 31 bits that an adapter file has room for."""
+    return int(fingerprint.removeprefix("sha256:")[:8], 16) & 0x7FFFFFFF
 
 
 def write_onnx_adapter(path: Path, tensors: Mapping[str, np.ndarray], fingerprint: str) -> None:
@@ -66,15 +79,33 @@ def write_onnx_adapter(path: Path, tensors: Mapping[str, np.ndarray], fingerprin
 
 
 @dataclass(frozen=True)
-class ParameterInfo:
-    """An overridable input of a program: ONNX Runtime's name of its type, and its shape, None where any size fits."""
+class ProgramInfo:
+    """What a program says of itself in its metadata: its base, and the (d_in, d_out) of every module it can adapt."""
 
-    type: str
-    shape: tuple[Dim, ...]
+    fingerprint: str
+    scale_code: ScaleCode
+    modules: Mapping[str, tuple[int, int]]
+
+    def metadata(self) -> dict[str, str]:
+        """As the model's own metadata."""
+        return {
+            "lordba.base_fingerprint": self.fingerprint,
+            "lordba.scale_code": self.scale_code.value,
+            "lordba.modules": json.dumps({path: list(size) for path, size in self.modules.items()}),
+        }
+
+    @staticmethod
+    def read(metadata: Mapping[str, str], program: Path) -> "ProgramInfo":
+        """From a loaded model's metadata."""
+        try:
+            modules = {path: tuple(size) for path, size in json.loads(metadata["lordba.modules"]).items()}
+            return ProgramInfo(metadata["lordba.base_fingerprint"], ScaleCode(metadata["lordba.scale_code"]), modules)
+        except (KeyError, ValueError) as error:
+            raise LordbaError(f"{program}: is not a program of lordba.export ({error!r}); export it again") from error
 
 
 class OnnxAdapter:
-    """An adapter file that was read: as ONNX Runtime's LoraAdapter, and as plain inputs."""
+    """An adapter file that was read: `lora` for ONNX Runtime's LoraAdapter API, `inputs` as plain inputs of a run."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -89,56 +120,41 @@ class OnnxAdapter:
         except Exception as error:  # the binding's exceptions share no other type
             raise LordbaError(f"{path}: is no adapter file that ONNX Runtime can read ({error!s:.200})") from error
 
-    def check(self, expected: Mapping[str, ParameterInfo], fingerprint: str) -> None:
-        """Raise unless this adapter is for a program of these inputs and this base."""
+    def check(self, program: ProgramInfo) -> None:
+        """Raise unless this adapter is whole, of this version, and for this program and its base."""
         if self.adapter_version != ADAPTER_VERSION:
             raise LordbaError(
                 f"{self.path}: adapter version {self.adapter_version} is not known here (this lordba reads "
                 f"{ADAPTER_VERSION}); install a newer lordba or export the adapter again"
             )
-        if self.model_version != model_version(fingerprint):
+        if self.model_version != model_version(program.fingerprint):
             raise LordbaError(
                 f"{self.path}: was made for another base (its model version is {self.model_version:#010x}, the "
-                f"program's base is {fingerprint[:15]}...); export the adapter with this base"
+                f"program's base is {program.fingerprint[:15]}...); export the adapter with this base"
             )
-        if unknown := sorted(set(self.inputs) - set(expected)):
+        names = set(self.inputs)
+        paths = {name.rpartition(".")[0] for name in names}
+        if not paths:
+            raise LordbaError(f"{self.path}: holds no tensors; export the adapter again")
+        expected = {f"{path}.{name}" for path in paths & set(program.modules) for name in PARAMETERS}
+        if unknown := sorted(names - expected):
             raise LordbaError(f"{self.path}: holds {unknown[0]}, which the program lacks; export it for this program")
-        _check_complete(self.path, self.inputs, expected)
-        for name, value in self.inputs.items():
-            info, shape = expected[name], value.shape()
-            fits = len(shape) == len(info.shape) and all(
-                size == found for size, found in zip(info.shape, shape, strict=True) if isinstance(size, int)
-            )
-            if value.data_type() != info.type or not fits:
-                wanted = [size if isinstance(size, int) else "any" for size in info.shape]
+        if missing := sorted(expected - names):
+            raise LordbaError(f"{self.path}: lacks {missing[0]}; the file is incomplete, export the adapter again")
+        for path in sorted(paths):
+            self._check_module(path, program)
+
+    def _check_module(self, path: str, program: ProgramInfo) -> None:
+        rank = (self.inputs[f"{path}.a_signs"].shape() or [0])[0]
+        shapes = parameter_shapes(program.scale_code, *program.modules[path], rank)
+        for name, shape in shapes.items():
+            value = self.inputs[f"{path}.{name}"]
+            kind = _TYPES.get(program.scale_code, "tensor(uint8)") if name == "scales" else "tensor(uint8)"
+            if rank < 1 or value.data_type() != kind or tuple(value.shape()) != shape:
                 raise LordbaError(
-                    f"{self.path}: {name} is {value.data_type()} {list(shape)}, the program takes {info.type} "
-                    f"{wanted}; export the adapter for this program"
+                    f"{self.path}: {path}.{name} is {value.data_type()} {list(value.shape())}, the program takes "
+                    f"{kind} {list(shape)} for rank {rank}; export the adapter for this program"
                 )
-        self._check_ranks()
-
-    def _check_ranks(self) -> None:
-        """Within a module every tensor must be of one rank."""
-        for name, value in self.inputs.items():
-            if name.endswith(".a_signs"):
-                path, rank = name.removesuffix(".a_signs"), value.shape()[0]
-                width, mid = self.inputs[f"{path}.b_signs"].shape()[1], self.inputs[f"{path}.s_mid"].shape()[0]
-                # with log4 two scales share a byte
-                if rank < 1 or width != (rank + 7) // 8 or mid not in (rank, (rank + 1) // 2):
-                    raise LordbaError(
-                        f"{self.path}: {path} has {rank} rows of A, {width} bytes per row of B and {mid} stored "
-                        "middle scales, which fit no one rank; the file is damaged, export it again"
-                    )
-
-
-def _check_complete(path: Path, names: Mapping[str, Any], expected: Mapping[str, ParameterInfo]) -> None:
-    """A module of which only some tensors are there would run with the defaults of the others."""
-    modules = {name.rpartition(".")[0] for name in names}
-    if not modules:
-        raise LordbaError(f"{path}: holds no tensors; export the adapter again")
-    wanted = [name for name in expected if name.rpartition(".")[0] in modules]
-    if missing := sorted(set(wanted) - set(names)):
-        raise LordbaError(f"{path}: lacks {missing[0]}; the file is incomplete, export the adapter again")
 
 
 def onnxruntime() -> Any:
@@ -150,8 +166,3 @@ def onnxruntime() -> Any:
     if not hasattr(runtime, "LoraAdapter"):
         raise LordbaError(f"onnxruntime {runtime.__version__} takes no adapters; install 1.20 or newer")
     return runtime
-
-
-def parameter_infos(overridable: Sequence[Any]) -> dict[str, ParameterInfo]:
-    """A session's overridable initializers by name."""
-    return {arg.name: ParameterInfo(arg.type, tuple(arg.shape)) for arg in overridable}

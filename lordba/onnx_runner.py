@@ -8,10 +8,8 @@ import numpy as np
 
 from lordba.bundle import Bundle
 from lordba.errors import LordbaError
-from lordba.onnx_adapter import OnnxAdapter, onnxruntime, parameter_infos
+from lordba.onnx_adapter import OnnxAdapter, ProgramInfo, onnxruntime
 
-FINGERPRINT_KEY = "lordba.base_fingerprint"
-SCALE_CODE_KEY = "lordba.scale_code"
 FIXED_INPUTS = {"input_ids", "attention_mask", "position_ids"}
 
 
@@ -41,9 +39,8 @@ class OnnxRunner:
                 f"{bundle.program}: onnxruntime {self._runtime.__version__} cannot load it ({error!s:.300}); "
                 f"the bundle was made with {bundle.manifest.toolchain}"
             ) from error
-        self.parameters = parameter_infos(self._session.get_overridable_initializers())
-        self._fingerprint = bundle.manifest.base["fingerprint"]
-        self._check_program(bundle)
+        self.info = ProgramInfo.read(self._session.get_modelmeta().custom_metadata_map, bundle.program)
+        _check_program(self.info, bundle)
         self._outputs = [output.name for output in self._session.get_outputs()]
         inputs = {value.name: value for value in self._session.get_inputs()}
         self._takes_positions = "position_ids" in inputs  # a model may know positions by itself
@@ -60,7 +57,7 @@ class OnnxRunner:
         adapter = None if file is None else OnnxAdapter(file)
         run_options = self._runtime.RunOptions()
         if adapter is not None:
-            adapter.check(self.parameters, self._fingerprint)
+            adapter.check(self.info)
             if not self._as_feeds:
                 run_options.add_active_adapter(adapter.lora)
         self._adapter, self._run_options = adapter, run_options
@@ -86,14 +83,14 @@ class OnnxRunner:
     def _value(self, array: np.ndarray) -> Any:
         return self._runtime.OrtValue.ortvalue_from_numpy(array)
 
-    def _check_program(self, bundle: Bundle) -> None:
-        """The program must be of the manifest's base and have a place for every module that the manifest names."""
-        found = self._session.get_modelmeta().custom_metadata_map.get(FINGERPRINT_KEY)
-        if found != self._fingerprint:
-            raise LordbaError(
-                f"{bundle.program}: was made for the base {found}, the manifest says {self._fingerprint}; "
-                "export the bundle again"
-            )
-        modules = {name.rpartition(".")[0] for name in self.parameters}
-        if lost := sorted({path for path in bundle.manifest.modules if path} - modules):
-            raise LordbaError(f"{bundle.program}: has no place for an adapter of {lost[0]}; export the bundle again")
+
+def _check_program(program: ProgramInfo, bundle: Bundle) -> None:
+    """The program must be of the manifest's base and have a place for every module that the manifest names."""
+    expected = bundle.manifest.base["fingerprint"]
+    if program.fingerprint != expected:
+        raise LordbaError(
+            f"{bundle.program}: was made for the base {program.fingerprint}, the manifest says {expected}; "
+            "export the bundle again"
+        )
+    if lost := sorted({path for path in bundle.manifest.modules if path} - set(program.modules)):
+        raise LordbaError(f"{bundle.program}: has no place for an adapter of {lost[0]}; export the bundle again")

@@ -19,7 +19,7 @@ from lordba.errors import LordbaError
 from lordba.export.onnx import lower, save
 from lordba.export.onnx_decoder import AdapterNode, OnnxDecoder
 from lordba.export.onnx_op import DOMAIN, NAME
-from lordba.onnx_adapter import OnnxAdapter, adapter_tensors, parameters, write_onnx_adapter
+from lordba.onnx_adapter import PARAMETERS, OnnxAdapter, adapter_tensors, write_onnx_adapter
 from lordba.scales import ScaleCode
 
 TOLERANCE = 1e-4  # relative to the largest logit
@@ -145,7 +145,7 @@ class TestProgram:
         nodes = [node for node in model.graph.node if node.domain == DOMAIN]
         assert {(node.op_type, node.name) for node in nodes} == {(NAME, path) for path in adapters["north"].modules}
         places = [name for node in nodes for name in node.input[2:]]
-        assert len(places) == len(set(places)) == 14 * len(parameters(ScaleCode.LOG4))
+        assert len(places) == len(set(places)) == 14 * len(PARAMETERS)
         assert set(places) <= {value.name for value in model.graph.initializer} & {v.name for v in model.graph.input}
         assert set(places) == set(adapter_tensors(adapters["north"], ScaleCode.LOG4))
 
@@ -242,7 +242,7 @@ def test_equal_placeholders_are_caught():
     model = tiny_model(num_hidden_layers=1)
     decoder = OnnxDecoder(model, set(random_adapter(model).modules), ScaleCode.LOG4).eval()
     for node in decoder.nodes.values():
-        node.s_mid.zero_()
+        node.a_signs.zero_()
     with pytest.raises(LordbaError, match="lost adapters"):
         lower(decoder, {})
 

@@ -1,6 +1,7 @@
 """`ai.lordba::SignAdapter`: the kernel, the body in ONNX Runtime and in onnx's own evaluator, against float64."""
 
 import ctypes
+import dataclasses
 import os
 import subprocess
 import sys
@@ -117,7 +118,8 @@ def test_zero_scales_are_no_adapter():
     module = random_module(48, 40, 8)
     nothing = encode_scales(torch.zeros(40), ScaleCode.LOG4)
     feeds = inputs(module, 3)
-    feeds |= {"x": np.full_like(feeds["x"], np.inf), "s_out": nothing.values.numpy()}
+    feeds |= {"x": np.full_like(feeds["x"], np.inf)}
+    feeds |= {"scales": module_tensors(dataclasses.replace(module, s_out=nothing), ScaleCode.LOG4)["scales"]}
     (y,) = session(node_model(ScaleCode.LOG4), native=True).run(None, feeds)
     assert np.array_equal(y, feeds["base"])
 
@@ -154,11 +156,11 @@ def test_no_tokens():
         ({"base": (1, 3, 41)}, "b_signs must be"),
         ({"a_signs": (8, 5)}, "a_signs must be"),
         ({"b_signs": (40, 2)}, "b_signs must be"),
-        ({"s_in": (25,)}, "s_in must hold"),
-        ({"s_mid": (8,)}, "s_mid must hold"),
-        ({"s_out": (40,)}, "s_out must hold"),
-        ({"s_ranges": (2, 2)}, "s_ranges"),
-        ({"a_signs": (0, 6), "b_signs": (40, 0), "s_mid": (0,)}, "at least 1"),
+        ({"scales": (59,)}, "scales must hold"),
+        ({"scales": (61,)}, "scales must hold"),
+        ({"scales": (0,)}, "scales must hold"),
+        ({"scales": (60, 1)}, "scales must hold|rank"),
+        ({"a_signs": (0, 6), "b_signs": (40, 0)}, "at least 1"),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(change, said):
@@ -171,10 +173,10 @@ def test_shapes_that_do_not_fit_are_refused(change, said):
 @pytest.mark.parametrize("lo, hi", [(0.0, 1.0), (2.0, 1.0), (-1.0, 1.0), (0.5, np.inf), (np.nan, 1.0)])
 def test_ranges_that_cannot_be_are_refused(lo, hi):
     feeds = inputs(random_module(48, 40, 8), 3)
-    ranges = feeds["s_ranges"].copy()
-    ranges[2] = lo, hi
-    with pytest.raises(Exception, match="s_ranges must be 0 < lo <= hi"):
-        session(node_model(ScaleCode.LOG4), native=True).run(None, {**feeds, "s_ranges": ranges})
+    scales = feeds["scales"].copy()
+    scales[8:12] = np.array([lo, hi], np.float16).view(np.uint8)
+    with pytest.raises(Exception, match="must be 0 < lo <= hi"):
+        session(node_model(ScaleCode.LOG4), native=True).run(None, {**feeds, "scales": scales})
 
 
 def test_a_code_that_is_unknown_or_of_another_type_is_refused():

@@ -32,7 +32,7 @@ typedef enum { ORT_FAIL = 1, ORT_INVALID_ARGUMENT = 2 } OrtErrorCode;
 
 typedef enum { ORT_FLOAT = 1, ORT_UINT8 = 2, ORT_FLOAT16 = 10, ORT_BFLOAT16 = 16 } OrtElementType;
 
-typedef enum { ORT_REQUIRED = 0, ORT_OPTIONAL = 1 } OrtCharacteristic;
+typedef enum { ORT_REQUIRED = 0 } OrtCharacteristic;
 
 /* The table's places, by number. */
 enum {

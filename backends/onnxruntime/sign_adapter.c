@@ -1,9 +1,10 @@
 /*
  * ai.lordba::SignAdapter for ONNX Runtime: y = base + s_out * (B (s_mid * (A (s_in * x)))), over backends/kernels.
  *
- * Inputs: x [..., d_in], base [..., d_out], a_signs [r, ceil(d_in/8)], b_signs [d_out, ceil(r/8)], s_in, s_mid, s_out
- * as stored, and for coded scales s_ranges [3, 2]. Shapes are checked at every call, for an adapter is another input
- * each time. A call keeps no state, so that one session may run on several threads.
+ * Inputs: x [..., d_in], base [..., d_out], a_signs [r, ceil(d_in/8)], b_signs [d_out, ceil(r/8)], scales [n]: s_in,
+ * s_mid and s_out as stored, and before codes (int8, log4) their ranges, lo and hi of each vector in fp16. Shapes are
+ * checked at every call, for an adapter is another input each time. A call keeps no state, so that one session may run
+ * on several threads.
  */
 #include "sign_adapter.h"
 
@@ -13,8 +14,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { X, BASE, A_SIGNS, B_SIGNS, S_IN, S_MID, S_OUT, S_RANGES, INPUTS };
-enum { MOST_DIMENSIONS = 8, STACK_BYTES = 16384, LOG4_CODES = 16, MOST_THREADS = 64 };
+enum { X, BASE, A_SIGNS, B_SIGNS, SCALES, INPUTS };
+enum { MOST_DIMENSIONS = 8, STACK_BYTES = 16384, LOG4_CODES = 16, RANGE_BYTES = 12, MOST_THREADS = 64 };
 
 typedef struct {
   const OrtApi* api;
@@ -63,10 +64,18 @@ static OrtStatus* look_at(const OrtApi* api, const OrtValue* value, Tensor* tens
   return ORT_CALLABLE(api, OrtTensorData, ORT_TENSOR_DATA)((OrtValue*)value, &tensor->data);
 }
 
-static int64_t stored(lordba_scale_code code, int64_t n) { return code == LORDBA_LOG4 ? (n + 1) / 2 : n; }
+static bool is_coded(lordba_scale_code code) { return code == LORDBA_INT8 || code == LORDBA_LOG4; }
 
-static bool is(const Tensor* tensor, size_t rank, int64_t first, int64_t second) {
-  return tensor->rank == rank && tensor->dims[0] == first && (rank < 2 || tensor->dims[1] == second);
+/* Bytes of n scales as stored. */
+static size_t stored_bytes(lordba_scale_code code, size_t n) {
+  if (code == LORDBA_LOG4) return (n + 1) / 2;
+  return n * (code == LORDBA_FP32 ? 4 : code == LORDBA_FP16 ? 2 : 1);
+}
+
+static size_t element_bytes(lordba_scale_code code) { return code == LORDBA_FP32 ? 4 : code == LORDBA_FP16 ? 2 : 1; }
+
+static bool is_matrix(const Tensor* tensor, int64_t rows, int64_t columns) {
+  return tensor->rank == 2 && tensor->dims[0] == rows && tensor->dims[1] == columns;
 }
 
 /* Why the inputs do not belong together, or NULL. */
@@ -81,16 +90,13 @@ static const char* mismatch(const Tensor* in, lordba_scale_code code) {
   if (r < 1 || r > UINT32_MAX || d_in > UINT32_MAX || d_out > UINT32_MAX) {
     return "SignAdapter: the rank and the channels must be at least 1 and less than 2^32";
   }
-  if (!is(&in[A_SIGNS], 2, r, (d_in + 7) / 8)) return "SignAdapter: a_signs must be [r, ceil(d_in/8)]";
-  if (!is(&in[B_SIGNS], 2, d_out, (r + 7) / 8)) return "SignAdapter: b_signs must be [d_out, ceil(r/8)]";
-  if (!is(&in[S_IN], 1, stored(code, d_in), 0))
-    return "SignAdapter: s_in must hold d_in scales in the node's scale code";
-  if (!is(&in[S_MID], 1, stored(code, r), 0)) return "SignAdapter: s_mid must hold r scales in the node's scale code";
-  if (!is(&in[S_OUT], 1, stored(code, d_out), 0)) {
-    return "SignAdapter: s_out must hold d_out scales in the node's scale code";
+  if (!is_matrix(&in[A_SIGNS], r, (d_in + 7) / 8)) return "SignAdapter: a_signs must be [r, ceil(d_in/8)]";
+  if (!is_matrix(&in[B_SIGNS], d_out, (r + 7) / 8)) return "SignAdapter: b_signs must be [d_out, ceil(r/8)]";
+  const size_t bytes = (is_coded(code) ? RANGE_BYTES : 0) + stored_bytes(code, (size_t)d_in) +
+                       stored_bytes(code, (size_t)r) + stored_bytes(code, (size_t)d_out);
+  if (in[SCALES].rank != 1 || (size_t)in[SCALES].dims[0] * element_bytes(code) != bytes) {
+    return "SignAdapter: scales must hold d_in, r and d_out scales in the node's scale code, and the ranges of codes";
   }
-  const bool coded = code == LORDBA_INT8 || code == LORDBA_LOG4;
-  if (coded && !is(&in[S_RANGES], 2, 3, 2)) return "SignAdapter: int8 and log4 scales need s_ranges [3, 2]";
   return NULL;
 }
 
@@ -102,8 +108,10 @@ static double from_half(uint16_t half) {
 }
 
 /* What the codes of one vector mean, from its lo and hi in fp16; false unless 0 < lo <= hi and finite. */
-static bool decode_range(lordba_scale_code code, const uint16_t* range, float* meaning) {
+static bool decode_range(lordba_scale_code code, const uint8_t* bytes, float* meaning) {
   enum { INFINITE = 31 << 10 };
+  uint16_t range[2];
+  memcpy(range, bytes, sizeof range);
   const double lo = from_half(range[0]), hi = from_half(range[1]);
   if (!(0 < lo && lo <= hi) || (range[1] & INFINITE) == INFINITE) return false;
   if (code == LORDBA_INT8) {
@@ -194,24 +202,26 @@ static OrtStatus* ORT_CALL compute(void* state, OrtKernelContext* context) {
   if (tokens == 0) return NULL;
 
   float meaning[3][LOG4_CODES];
-  const bool coded = kernel->code == LORDBA_INT8 || kernel->code == LORDBA_LOG4;
-  for (int i = 0; coded && i < 3; ++i) {
-    if (!decode_range(kernel->code, (const uint16_t*)in[S_RANGES].data + 2 * i, meaning[i])) {
-      return invalid(api, "SignAdapter: s_ranges must be 0 < lo <= hi and finite");
+  const lordba_scale_code code = kernel->code;
+  const uint8_t* stored = in[SCALES].data;
+  for (int i = 0; is_coded(code) && i < 3; ++i, stored += RANGE_BYTES / 3) {
+    if (!decode_range(code, stored, meaning[i])) {
+      return invalid(api, "SignAdapter: the ranges in scales must be 0 < lo <= hi and finite");
     }
   }
-#define SCALES(i) {kernel->code, coded ? (const uint8_t*)meaning[i] : NULL, in[S_IN + (i)].data}
   lordba_module module = {
       .r = (uint32_t)in[A_SIGNS].dims[0],
       .d_in = (uint32_t)d_in,
       .d_out = (uint32_t)d_out,
       .a_signs = in[A_SIGNS].data,
       .b_signs = in[B_SIGNS].data,
-      .s_in = SCALES(0),
-      .s_mid = SCALES(1),
-      .s_out = SCALES(2),
   };
-#undef SCALES
+  lordba_scales* const scales[3] = {&module.s_in, &module.s_mid, &module.s_out};
+  const size_t lengths[3] = {d_in, module.r, d_out};
+  for (int i = 0; i < 3; ++i) {
+    *scales[i] = (lordba_scales){code, is_coded(code) ? (const uint8_t*)meaning[i] : NULL, stored};
+    stored += stored_bytes(code, lengths[i]);
+  }
   if (lordba_is_zero(&module)) {
     memcpy(y, base->data, tokens * d_out * (kernel->dtype == LORDBA_F32 ? 4 : 2));
     return NULL;
@@ -290,18 +300,12 @@ static OrtElementType float_type(const OrtCustomOp* op) {
 static OrtElementType ORT_CALL input_type(const OrtCustomOp* op, size_t i) {
   if (i == X || i == BASE) return float_type(op);
   if (i == A_SIGNS || i == B_SIGNS) return ORT_UINT8;
-  return i == S_RANGES ? ORT_FLOAT16 : ((const SignAdapterOp*)op)->scales;
+  return ((const SignAdapterOp*)op)->scales;
 }
 
 static OrtElementType ORT_CALL output_type(const OrtCustomOp* op, size_t i) { return (void)i, float_type(op); }
 
-static OrtCharacteristic ORT_CALL input_characteristic(const OrtCustomOp* op, size_t i) {
-  return (void)op, i == S_RANGES ? ORT_OPTIONAL : ORT_REQUIRED;
-}
-
-static OrtCharacteristic ORT_CALL output_characteristic(const OrtCustomOp* op, size_t i) {
-  return (void)op, (void)i, ORT_REQUIRED;
-}
+static OrtCharacteristic ORT_CALL required(const OrtCustomOp* op, size_t i) { return (void)op, (void)i, ORT_REQUIRED; }
 
 SignAdapterOp lordba_onnxruntime_op(const OrtApi* api, lordba_dtype dtype, OrtElementType scales) {
   return (SignAdapterOp){
@@ -313,8 +317,8 @@ SignAdapterOp lordba_onnxruntime_op(const OrtApi* api, lordba_dtype dtype, OrtEl
              .output_type = output_type,
              .output_count = output_count,
              .destroy_kernel = destroy_kernel,
-             .input_characteristic = input_characteristic,
-             .output_characteristic = output_characteristic,
+             .input_characteristic = required,
+             .output_characteristic = required,
              .input_memory = input_memory,
              .variadic_input_least = one,
              .variadic_input_same = zero,
