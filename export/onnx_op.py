@@ -30,9 +30,10 @@ def register_schema() -> None:
     inputs = [
         formal("x", "T", "[..., d_in]"),
         formal("base", "T", "[..., d_out], what the adapter is added to"),
-        formal("a_signs", "tensor(uint8)", "[r, ceil(d_in/8)], least significant bit first, bit 1 is -1"),
-        formal("b_signs", "tensor(uint8)", "[d_out, ceil(r/8)]"),
-        formal("scales", "S", "s_in, s_mid, s_out as stored; before codes the ranges, lo and hi of each in fp16"),
+        formal(
+            "signs", "tensor(uint8)", "[n], A [r, ceil(d_in/8)] and B [d_out, ceil(r/8)], lowest bit first, 1: -1"
+        ),
+        formal("scales", "S", "[n], s_in, s_mid, s_out as stored; before codes the ranges, lo and hi of each in fp16"),
     ]
     schema = defs.OpSchema(
         NAME,
@@ -60,11 +61,8 @@ def _infer(context: InferenceContext) -> None:
 
 def function_body(code: ScaleCode) -> FunctionProto:
     """The operator in standard operators, for nodes with this scale code (a body cannot depend on an attribute)."""
-    lines = [*_SIGN_TABLE, *_signs("a", "d_in"), *_signs("b", "r"), *_LEVELS.get(code, [])]
-    start = "zero"
-    if code.is_coded:
-        lines.append(f"codes_start = Constant <value = int64[1] {{{RANGE_BYTES}}}> ()")
-        start = "codes_start"
+    lines = [*_SIGN_TABLE, *_rank(code), *_SIGNS, *_LEVELS.get(code, [])]
+    start = "scales_start"
     for index, (name, length) in enumerate((("s_in", "d_in"), ("s_mid", "r"), ("s_out", "d_out"))):
         lines += _scales(code, name, index, length, start)
         start = f"{name}_end"
@@ -81,6 +79,8 @@ zero = Constant <value = int64[1] {0}> ()
 last = Constant <value = int64[1] {-1}> ()
 one = Constant <value = int64[1] {1}> ()
 two = Constant <value = int64[1] {2}> ()
+seven = Constant <value = int64[1] {7}> ()
+eight = Constant <value = int64[1] {8}> ()
 rows = Constant <value = int64[2] {0, -1}> ()
 first = Constant <value = int64 {0}> ()
 count = Constant <value = int64 {256}> ()
@@ -98,8 +98,27 @@ one_f = Constant <value = float {1}> ()
 doubled = Mul (bit_values, two_f)
 signs_of_byte = Sub (one_f, doubled)
 d_in = Shape <start = -1> (x)
-r = Shape <start = 0, end = 1> (a_signs)
-d_out = Shape <start = 0, end = 1> (b_signs)""".splitlines()
+d_out = Shape <start = -1> (base)""".splitlines()
+
+_SIGNS = """\
+d_in_up = Add (d_in, seven)
+a_width = Div (d_in_up, eight)
+a_end = Mul (r, a_width)
+everything = Shape (signs)
+a_shape = Concat <axis = 0> (last, a_width)
+a_flat = Slice (signs, zero, a_end)
+a_packed = Reshape (a_flat, a_shape)
+a_index = Cast <to = 6> (a_packed)
+a_bytes = Gather (signs_of_byte, a_index)
+a_padded = Reshape (a_bytes, rows)
+a = Slice (a_padded, zero, d_in, one)
+b_shape = Concat <axis = 0> (d_out, last)
+b_flat = Slice (signs, a_end, everything)
+b_packed = Reshape (b_flat, b_shape)
+b_index = Cast <to = 6> (b_packed)
+b_bytes = Gather (signs_of_byte, b_index)
+b_padded = Reshape (b_bytes, rows)
+b = Slice (b_padded, zero, r, one)""".splitlines()
 
 _SUM = """\
 x_f = Cast <to = 1> (x)
@@ -177,24 +196,31 @@ _LEVELS = {
 }
 
 
-def _signs(name: str, columns: str) -> list[str]:
-    """`name`_signs as a matrix of +1 and -1 with that many columns."""
-    return [
-        f"{name}_index = Cast <to = 6> ({name}_signs)",
-        f"{name}_bytes = Gather (signs_of_byte, {name}_index)",
-        f"{name}_padded = Reshape ({name}_bytes, rows)",
-        f"{name} = Slice ({name}_padded, zero, {columns}, one)",
+def _stored(code: ScaleCode, name: str, length: str) -> list[str]:
+    """`name`_stored, the elements that hold the vector `name` of that length."""
+    if code is not ScaleCode.LOG4:
+        return [f"{name}_stored = Identity ({length})"]
+    return [f"{name}_even = Add ({length}, one)", f"{name}_stored = Div ({name}_even, two)"]
+
+
+def _rank(code: ScaleCode) -> list[str]:
+    """r, from the length of the scales; and where they start."""
+    start = RANGE_BYTES if code.is_coded else 0
+    lines = [
+        f"scales_start = Constant <value = int64[1] {{{start}}}> ()",
+        *_stored(code, "s_in", "d_in"),
+        *_stored(code, "s_out", "d_out"),
+        "length = Shape (scales)",
+        "others = Add (s_in_stored, s_out_stored)",
+        "others_and_start = Add (others, scales_start)",
+        "s_mid_stored = Sub (length, others_and_start)",
     ]
+    return [*lines, "r = Mul (s_mid_stored, two)" if code is ScaleCode.LOG4 else "r = Identity (s_mid_stored)"]
 
 
 def _scales(code: ScaleCode, name: str, index: int, length: str, start: str) -> list[str]:
     """The vector `name` as floats of that length; it begins at `start` of `scales` and ends at `name`_end."""
-    stored = length
-    lines = []
-    if code is ScaleCode.LOG4:
-        stored = f"{name}_stored"
-        lines = [f"{name}_even = Add ({length}, one)", f"{stored} = Div ({name}_even, two)"]
-    lines += [f"{name}_end = Add ({start}, {stored})", f"{name} = Slice (scales, {start}, {name}_end)"]
+    lines = [f"{name}_end = Add ({start}, {name}_stored)", f"{name} = Slice (scales, {start}, {name}_end)"]
     if not code.is_coded:
         return [*lines, f"{name}_f = Cast <to = 1> ({name})"]
     lines += [

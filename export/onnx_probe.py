@@ -20,9 +20,9 @@ def node_model(code: ScaleCode, dtype: torch.dtype = torch.float32) -> onnx.Mode
     """A model of one node, y = SignAdapter(x, base, ...), all of it inputs."""
     kind = helper.np_dtype_to_tensor_dtype(torch.empty(0, dtype=dtype).numpy().dtype)
     stored = helper.np_dtype_to_tensor_dtype(torch.empty(0, dtype=code.dtype).numpy().dtype)
-    kinds = {"x": kind, "base": kind, "a_signs": onnx.TensorProto.UINT8, "b_signs": onnx.TensorProto.UINT8}
+    kinds = {"x": kind, "base": kind, "signs": onnx.TensorProto.UINT8}
     kinds["scales"] = stored
-    ranks = {"x": 3, "base": 3, "a_signs": 2, "b_signs": 2, "scales": 1}
+    ranks = {"x": 3, "base": 3, "signs": 1, "scales": 1}
     inputs = [helper.make_tensor_value_info(name, kinds[name], [None] * rank) for name, rank in ranks.items()]
     node = helper.make_node(NAME, ["x", "base", *PARAMETERS], ["y"], NAME, domain=DOMAIN, scale_code=code.value)
     output = helper.make_tensor_value_info("y", kind, [None] * 3)

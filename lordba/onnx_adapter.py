@@ -1,8 +1,9 @@
-"""An adapter in ONNX Runtime's own file form, `.onnx_adapter`: three named tensors per adapted module.
+"""An adapter in ONNX Runtime's own file form, `.onnx_adapter`: two named tensors per adapted module.
 
-`<path>.a_signs` and `<path>.b_signs` as in the adapter folder; `<path>.scales` holds s_in, s_mid and s_out one after
-the other as stored, and before int8 and log4 codes their ranges, lo and hi of each vector in fp16 (12 bytes). Few
-tensors, for ONNX Runtime looks every one of them up by name at each run.
+`<path>.signs` holds A and then B, each as in the adapter folder; `<path>.scales` holds s_in, s_mid and s_out as stored,
+and before int8 and log4 codes their ranges, lo and hi of each vector in fp16 (12 bytes). The rank follows from the
+length of the scales; where two share a byte (log4), an odd rank gets one more row of A, whose scale is 0 already.
+Two tensors and not six, for ONNX Runtime looks every one of them up by name at each run.
 
 ONNX Runtime finds a wrong name or shape in the middle of a run, and a missing tensor, another base or another version
 never. `OnnxAdapter.check` looks at all of it before anything runs.
@@ -25,7 +26,7 @@ from lordba.signs import packed_width
 
 ADAPTER_VERSION = 1
 SUFFIX = ".onnx_adapter"
-PARAMETERS = ("a_signs", "b_signs", "scales")
+PARAMETERS = ("signs", "scales")
 RANGE_BYTES = 12
 _TYPES = {ScaleCode.FP32: "tensor(float)", ScaleCode.FP16: "tensor(float16)"}
 
@@ -33,11 +34,17 @@ _TYPES = {ScaleCode.FP32: "tensor(float)", ScaleCode.FP16: "tensor(float16)"}
 def parameter_shapes(code: ScaleCode, d_in: int, d_out: int, r: int) -> dict[str, tuple[int, ...]]:
     """The shape of each of a module's tensors."""
     stored = sum(code.stored_length(n) for n in (d_in, r, d_out))
+    rows = r + r % 2 if code is ScaleCode.LOG4 else r
     return {
-        "a_signs": (r, packed_width(d_in)),
-        "b_signs": (d_out, packed_width(r)),
+        "signs": (rows * packed_width(d_in) + d_out * packed_width(r),),
         "scales": (RANGE_BYTES * code.is_coded + stored,),
     }
+
+
+def rank_of(code: ScaleCode, d_in: int, d_out: int, scales: int) -> int:
+    """The rank of a module with so many elements of scales; log4 tells even ranks only."""
+    stored = scales - RANGE_BYTES * code.is_coded - code.stored_length(d_in) - code.stored_length(d_out)
+    return 2 * stored if code is ScaleCode.LOG4 else stored
 
 
 def module_tensors(module: SignModule, code: ScaleCode) -> dict[str, np.ndarray]:
@@ -49,8 +56,11 @@ def module_tensors(module: SignModule, code: ScaleCode) -> dict[str, np.ndarray]
         parts = [decode_scales(scale) for scale in module.scales]
     else:
         raise LordbaError(f"the program takes {code.value} scales, the adapter has {module.s_in.code.value}")
-    tensors = (module.a_signs, module.b_signs, torch.cat(parts))
-    return {name: tensor.numpy() for name, tensor in zip(PARAMETERS, tensors, strict=True)}
+    a_signs = module.a_signs
+    if code is ScaleCode.LOG4 and module.r % 2:
+        a_signs = torch.nn.functional.pad(a_signs, (0, 0, 0, 1))
+    signs = torch.cat([a_signs.flatten(), module.b_signs.flatten()])
+    return {"signs": signs.numpy(), "scales": torch.cat(parts).numpy()}
 
 
 def adapter_tensors(adapter: Adapter, code: ScaleCode) -> dict[str, np.ndarray]:
@@ -145,12 +155,13 @@ class OnnxAdapter:
             self._check_module(path, program)
 
     def _check_module(self, path: str, program: ProgramInfo) -> None:
-        rank = (self.inputs[f"{path}.a_signs"].shape() or [0])[0]
-        shapes = parameter_shapes(program.scale_code, *program.modules[path], rank)
+        code, size = program.scale_code, program.modules[path]
+        rank = rank_of(code, *size, (self.inputs[f"{path}.scales"].shape() or [0])[0])
+        shapes = parameter_shapes(code, *size, max(rank, 1))
         for name, shape in shapes.items():
             value = self.inputs[f"{path}.{name}"]
-            kind = _TYPES.get(program.scale_code, "tensor(uint8)") if name == "scales" else "tensor(uint8)"
-            if rank < 1 or value.data_type() != kind or tuple(value.shape()) != shape:
+            kind = _TYPES.get(code, "tensor(uint8)") if name == "scales" else "tensor(uint8)"
+            if value.data_type() != kind or tuple(value.shape()) != shape:
                 raise LordbaError(
                     f"{self.path}: {path}.{name} is {value.data_type()} {list(value.shape())}, the program takes "
                     f"{kind} {list(shape)} for rank {rank}; export the adapter for this program"

@@ -168,9 +168,9 @@ class TestProgram:
 
     def test_a_single_flipped_sign_shows(self, path, model, adapters, tmp_path):
         tensors = adapter_tensors(adapters["north"], ScaleCode.LOG4)
-        name = "model.layers.0.self_attn.v_proj.b_signs"
+        name = "model.layers.0.self_attn.v_proj.signs"
         tensors[name] = tensors[name].copy()
-        tensors[name][0, 0] ^= 1
+        tensors[name][-1] ^= 1
         write_onnx_adapter(tmp_path / "broken.onnx_adapter", tensors, BASE_PRINT)
         session = open_session(path, native=True)
         found = run(session, [TOKENS], [24], OnnxAdapter(tmp_path / "broken.onnx_adapter"))[0]
@@ -242,7 +242,7 @@ def test_equal_placeholders_are_caught():
     model = tiny_model(num_hidden_layers=1)
     decoder = OnnxDecoder(model, set(random_adapter(model).modules), ScaleCode.LOG4).eval()
     for node in decoder.nodes.values():
-        node.a_signs.zero_()
+        node.signs.zero_()
     with pytest.raises(LordbaError, match="lost adapters"):
         lower(decoder, {})
 

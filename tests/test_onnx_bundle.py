@@ -212,16 +212,12 @@ class TestAWrongAdapter:
     @pytest.mark.parametrize(
         "name, tensor, said",
         [
-            ("model.layers.7.mlp.up_proj.a_signs", np.zeros((8, 8), np.uint8), "which the program lacks"),
-            (
-                "model.layers.0.mlp.up_proj.a_signs",
-                np.zeros((8, 9), np.uint8),
-                r"a_signs is .* \[8, 9\], .* \[8, 8\]",
-            ),
+            ("model.layers.7.mlp.up_proj.signs", np.zeros(8, np.uint8), "which the program lacks"),
+            ("model.layers.0.mlp.up_proj.signs", np.zeros(161, np.uint8), r"signs .* \[161\], .* \[160\] for rank 8"),
+            ("model.layers.0.mlp.up_proj.signs", np.zeros((160, 1), np.uint8), r"signs .* \[160, 1\]"),
             ("model.layers.0.mlp.up_proj.scales", np.zeros(96, np.float32), r"scales is tensor\(float\)"),
-            ("model.layers.0.mlp.up_proj.scales", np.zeros(97, np.uint8), r"scales .* takes tensor\(uint8\) \[96\]"),
-            ("model.layers.0.mlp.up_proj.a_signs", np.zeros((16, 8), np.uint8), "b_signs .* for rank 16"),
-            ("model.layers.0.mlp.up_proj.a_signs", np.zeros((0, 8), np.uint8), "for rank 0"),
+            ("model.layers.0.mlp.up_proj.scales", np.zeros(98, np.uint8), r"signs .* for rank 12"),
+            ("model.layers.0.mlp.up_proj.scales", np.zeros(9, np.uint8), r"signs .* for rank -"),
             ("model.layers.0.mlp.up_proj.scales", None, "lacks model.layers.0.mlp.up_proj.scales"),
         ],
     )
@@ -239,7 +235,7 @@ class TestAWrongAdapter:
 
     def test_onnx_runtime_would_have_run_with_half_an_adapter_of_another_base(self, bundle, tensors, tmp_path):
         """Why we check: the control of this class."""
-        half = {name: tensor for name, tensor in tensors.items() if not name.endswith("up_proj.b_signs")}
+        half = {name: tensor for name, tensor in tensors.items() if not name.endswith("up_proj.signs")}
         write_onnx_adapter(tmp_path / "half.onnx_adapter", half, "sha256:" + "0" * 64)
         adapter = OnnxAdapter(tmp_path / "half.onnx_adapter")
         assert adapter.model_version == model_version("sha256:" + "0" * 64)

@@ -1,10 +1,10 @@
 /*
  * ai.lordba::SignAdapter for ONNX Runtime: y = base + s_out * (B (s_mid * (A (s_in * x)))), over backends/kernels.
  *
- * Inputs: x [..., d_in], base [..., d_out], a_signs [r, ceil(d_in/8)], b_signs [d_out, ceil(r/8)], scales [n]: s_in,
- * s_mid and s_out as stored, and before codes (int8, log4) their ranges, lo and hi of each vector in fp16. Shapes are
- * checked at every call, for an adapter is another input each time. A call keeps no state, so that one session may run
- * on several threads.
+ * Inputs: x [..., d_in], base [..., d_out], signs [n]: A [r, ceil(d_in/8)] and B [d_out, ceil(r/8)]; scales [n]: s_in,
+ * s_mid and s_out as stored, and before codes (int8, log4) their ranges, lo and hi of each vector in fp16. The rank
+ * follows from the length of the scales; log4 tells even ranks only. Sizes are checked at every call, for an adapter is
+ * another input each time. A call keeps no state, so that one session may run on several threads.
  */
 #include "sign_adapter.h"
 
@@ -14,7 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { X, BASE, A_SIGNS, B_SIGNS, SCALES, INPUTS };
+enum { X, BASE, SIGNS, SCALES, INPUTS };
 enum { MOST_DIMENSIONS = 8, STACK_BYTES = 16384, LOG4_CODES = 16, RANGE_BYTES = 12, MOST_THREADS = 64 };
 
 typedef struct {
@@ -74,28 +74,29 @@ static size_t stored_bytes(lordba_scale_code code, size_t n) {
 
 static size_t element_bytes(lordba_scale_code code) { return code == LORDBA_FP32 ? 4 : code == LORDBA_FP16 ? 2 : 1; }
 
-static bool is_matrix(const Tensor* tensor, int64_t rows, int64_t columns) {
-  return tensor->rank == 2 && tensor->dims[0] == rows && tensor->dims[1] == columns;
+/* The rank that the scales tell, 0 if none. */
+static size_t rank_of(const Tensor* in, lordba_scale_code code, size_t d_in, size_t d_out) {
+  const size_t others = (is_coded(code) ? RANGE_BYTES : 0) + stored_bytes(code, d_in) + stored_bytes(code, d_out);
+  const size_t bytes = (size_t)in[SCALES].dims[0] * element_bytes(code);
+  if (in[SCALES].rank != 1 || bytes <= others) return 0;
+  return code == LORDBA_LOG4 ? 2 * (bytes - others) : (bytes - others) / element_bytes(code);
 }
 
-/* Why the inputs do not belong together, or NULL. */
-static const char* mismatch(const Tensor* in, lordba_scale_code code) {
+/* Why the inputs do not belong together, or NULL; the rank that they have. */
+static const char* mismatch(const Tensor* in, lordba_scale_code code, size_t* r) {
   const Tensor *x = &in[X], *base = &in[BASE];
   if (x->rank < 1 || base->rank != x->rank) return "SignAdapter: x and base must have the same number of dimensions";
   if (memcmp(x->dims, base->dims, (x->rank - 1) * sizeof *x->dims) != 0) {
     return "SignAdapter: x and base must agree in all dimensions but the last";
   }
-  const int64_t d_in = x->dims[x->rank - 1], d_out = base->dims[base->rank - 1];
-  const int64_t r = in[A_SIGNS].rank == 2 ? in[A_SIGNS].dims[0] : 0;
-  if (r < 1 || r > UINT32_MAX || d_in > UINT32_MAX || d_out > UINT32_MAX) {
-    return "SignAdapter: the rank and the channels must be at least 1 and less than 2^32";
-  }
-  if (!is_matrix(&in[A_SIGNS], r, (d_in + 7) / 8)) return "SignAdapter: a_signs must be [r, ceil(d_in/8)]";
-  if (!is_matrix(&in[B_SIGNS], d_out, (r + 7) / 8)) return "SignAdapter: b_signs must be [d_out, ceil(r/8)]";
-  const size_t bytes = (is_coded(code) ? RANGE_BYTES : 0) + stored_bytes(code, (size_t)d_in) +
-                       stored_bytes(code, (size_t)r) + stored_bytes(code, (size_t)d_out);
-  if (in[SCALES].rank != 1 || (size_t)in[SCALES].dims[0] * element_bytes(code) != bytes) {
+  const size_t d_in = (size_t)x->dims[x->rank - 1], d_out = (size_t)base->dims[base->rank - 1];
+  if (d_in > UINT32_MAX || d_out > UINT32_MAX) return "SignAdapter: more than 2^32 channels";
+  *r = rank_of(in, code, d_in, d_out);
+  if (*r < 1 || *r > UINT32_MAX) {
     return "SignAdapter: scales must hold d_in, r and d_out scales in the node's scale code, and the ranges of codes";
+  }
+  if (in[SIGNS].rank != 1 || (size_t)in[SIGNS].dims[0] != *r * ((d_in + 7) / 8) + d_out * ((*r + 7) / 8)) {
+    return "SignAdapter: signs must hold r rows of ceil(d_in/8) bytes and d_out rows of ceil(r/8)";
   }
   return NULL;
 }
@@ -186,7 +187,8 @@ static OrtStatus* ORT_CALL compute(void* state, OrtKernelContext* context) {
     if (!status && value != NULL) status = look_at(api, value, &in[i]);
   }
   if (status) return status;
-  const char* fault = mismatch(in, kernel->code);
+  size_t r = 0;
+  const char* fault = mismatch(in, kernel->code, &r);
   if (fault) return invalid(api, fault);
 
   OrtValue* output = NULL;
@@ -210,14 +212,14 @@ static OrtStatus* ORT_CALL compute(void* state, OrtKernelContext* context) {
     }
   }
   lordba_module module = {
-      .r = (uint32_t)in[A_SIGNS].dims[0],
+      .r = (uint32_t)r,
       .d_in = (uint32_t)d_in,
       .d_out = (uint32_t)d_out,
-      .a_signs = in[A_SIGNS].data,
-      .b_signs = in[B_SIGNS].data,
+      .a_signs = in[SIGNS].data,
+      .b_signs = (const uint8_t*)in[SIGNS].data + r * ((d_in + 7) / 8),
   };
   lordba_scales* const scales[3] = {&module.s_in, &module.s_mid, &module.s_out};
-  const size_t lengths[3] = {d_in, module.r, d_out};
+  const size_t lengths[3] = {d_in, r, d_out};
   for (int i = 0; i < 3; ++i) {
     *scales[i] = (lordba_scales){code, is_coded(code) ? (const uint8_t*)meaning[i] : NULL, stored};
     stored += stored_bytes(code, lengths[i]);
@@ -299,7 +301,7 @@ static OrtElementType float_type(const OrtCustomOp* op) {
 
 static OrtElementType ORT_CALL input_type(const OrtCustomOp* op, size_t i) {
   if (i == X || i == BASE) return float_type(op);
-  if (i == A_SIGNS || i == B_SIGNS) return ORT_UINT8;
+  if (i == SIGNS) return ORT_UINT8;
   return ((const SignAdapterOp*)op)->scales;
 }
 
