@@ -5,8 +5,8 @@ and before int8 and log4 codes their ranges, lo and hi of each vector in fp16 (1
 length of the scales; where two share a byte (log4), an odd rank gets one more row of A, whose scale is 0 already.
 Two tensors and not six, for ONNX Runtime looks every one of them up by name at each run.
 
-ONNX Runtime finds a wrong name or shape in the middle of a run, and a missing tensor, another base or another version
-never. `OnnxAdapter.check` looks at all of it before anything runs.
+ONNX Runtime finds a wrong name or shape in the middle of a run, and another base or version never.
+`OnnxAdapter.check` looks at all of it before anything runs.
 """
 
 import json
