@@ -30,9 +30,7 @@ def register_schema() -> None:
     inputs = [
         formal("x", "T", "[..., d_in]"),
         formal("base", "T", "[..., d_out], what the adapter is added to"),
-        formal(
-            "signs", "tensor(uint8)", "[n], A [r, ceil(d_in/8)] and B [d_out, ceil(r/8)], lowest bit first, 1: -1"
-        ),
+        formal("signs", "tensor(uint8)", "[n], A [r, ceil(d_in/8)] and B [d_out, ceil(r/8)], lowest bit first, 1: -1"),
         formal("scales", "S", "[n], s_in, s_mid, s_out as stored; before codes the ranges, lo and hi of each in fp16"),
     ]
     schema = defs.OpSchema(
