@@ -41,24 +41,25 @@ enum {
   ORT_DOMAIN_ADD = 27,
   ORT_ADD_DOMAIN = 28,
   ORT_TENSOR_DATA = 51,
-  ORT_ELEMENT_TYPE = 60,
   ORT_DIMENSIONS_COUNT = 61,
   ORT_DIMENSIONS = 62,
   ORT_SYMBOLIC_DIMENSIONS = 63,
+  ORT_ELEMENT_COUNT = 64,
   ORT_TENSOR_SHAPE = 65,
   ORT_ATTRIBUTE_STRING = 87,
-  ORT_INPUT_COUNT = 88,
   ORT_INPUT = 90,
   ORT_OUTPUT = 91,
   ORT_RELEASE_SHAPE = 99,
   ORT_INFERENCE_INPUT = 268,
   ORT_INFERENCE_OUTPUT = 270,
   ORT_PARALLEL_FOR = 274,
+  ORT_TENSOR_BYTES = 318, /* only in 1.23 and later */
 };
+enum { ORT_TENSOR_BYTES_SINCE = 23 };
 
 typedef void (*OrtFunction)(void);
 typedef struct {
-  OrtFunction functions[ORT_PARALLEL_FOR + 1]; /* and more */
+  OrtFunction functions[ORT_TENSOR_BYTES + 1]; /* as many as the runtime's version has */
 } OrtApi;
 
 typedef struct {
@@ -73,10 +74,11 @@ typedef OrtStatus*(ORT_CALL* OrtTensorData)(OrtValue*, void**);
 typedef OrtStatus*(ORT_CALL* OrtDimensionsCount)(const OrtShape*, size_t*);
 typedef OrtStatus*(ORT_CALL* OrtDimensions)(const OrtShape*, int64_t*, size_t);
 typedef OrtStatus*(ORT_CALL* OrtSymbolicDimensions)(const OrtShape*, const char**, size_t);
+typedef OrtStatus*(ORT_CALL* OrtElementCount)(const OrtShape*, size_t*);
+typedef OrtStatus*(ORT_CALL* OrtTensorBytes)(const OrtValue*, size_t*);
 typedef OrtStatus*(ORT_CALL* OrtTensorShape)(const OrtValue*, OrtShape**);
 typedef void(ORT_CALL* OrtReleaseShape)(OrtShape*);
 typedef OrtStatus*(ORT_CALL* OrtAttributeString)(const OrtKernelInfo*, const char* name, char*, size_t*);
-typedef OrtStatus*(ORT_CALL* OrtInputCount)(const OrtKernelContext*, size_t*);
 typedef OrtStatus*(ORT_CALL* OrtInput)(const OrtKernelContext*, size_t, const OrtValue**);
 typedef OrtStatus*(ORT_CALL* OrtOutput)(OrtKernelContext*, size_t, const int64_t*, size_t, OrtValue**);
 typedef OrtStatus*(ORT_CALL* OrtInferenceInput)(const OrtShapeContext*, size_t, OrtShape**);

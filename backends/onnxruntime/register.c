@@ -23,14 +23,21 @@ typedef struct {
 static Registration registrations[MOST_RUNTIMES];
 static atomic_flag locked = ATOMIC_FLAG_INIT;
 
-static OrtStatus* fill(Registration* registration, const OrtApi* api) {
+static OrtStatus* fill(Registration* registration, const OrtApi* api, bool tells_sizes) {
   static const OrtElementType scales[SCALE_TYPES] = {ORT_UINT8, ORT_FLOAT, ORT_FLOAT16};
   OrtStatus* status = ORT_CALLABLE(api, OrtCreateDomain, ORT_CREATE_DOMAIN)("ai.lordba", &registration->domain);
   for (size_t i = 0; !status && i < DTYPES * SCALE_TYPES; ++i) {
-    registration->ops[i] = lordba_onnxruntime_op(api, (lordba_dtype)(i / SCALE_TYPES), scales[i % SCALE_TYPES]);
+    registration->ops[i] =
+        lordba_onnxruntime_op(api, tells_sizes, (lordba_dtype)(i / SCALE_TYPES), scales[i % SCALE_TYPES]);
     status = ORT_CALLABLE(api, OrtDomainAdd, ORT_DOMAIN_ADD)(registration->domain, &registration->ops[i].op);
   }
   return status;
+}
+
+/* The y of version 1.y.z; asking for a later API than the runtime has would make it complain. */
+static int minor_version(const OrtApiBase* base) {
+  int minor = 0;
+  return sscanf(base->GetVersionString(), "1.%d", &minor) == 1 ? minor : 0;
 }
 
 /* The domain for this runtime, made on first use. */
@@ -43,7 +50,8 @@ static OrtStatus* find_domain(const OrtApiBase* base, const OrtApi* api, OrtDoma
   if (i == MOST_RUNTIMES) {
     status = ORT_CALLABLE(api, OrtCreateStatus, ORT_CREATE_STATUS)(ORT_FAIL, "lordba: too many copies of ONNX Runtime");
   } else {
-    if (registrations[i].base == NULL) status = fill(&registrations[i], api);
+    if (registrations[i].base == NULL)
+      status = fill(&registrations[i], api, minor_version(base) >= ORT_TENSOR_BYTES_SINCE);
     if (!status) registrations[i].base = base;
     *domain = registrations[i].domain;
   }

@@ -21,12 +21,18 @@ typedef struct {
   const OrtApi* api;
   lordba_dtype dtype;
   lordba_scale_code code;
+  bool tells_sizes;
 } Kernel;
 
 typedef struct {
-  void* data;
   int64_t dims[MOST_DIMENSIONS];
   size_t rank;
+} Shape;
+
+/* An input: where it lies, and how many elements it has. */
+typedef struct {
+  void* data;
+  size_t elements;
 } Tensor;
 
 static atomic_uint_fast64_t calls;
@@ -51,15 +57,31 @@ static OrtStatus* invalid(const OrtApi* api, const char* message) {
   return failure(api, ORT_INVALID_ARGUMENT, message);
 }
 
-/* Reads a value's data and shape. */
-static OrtStatus* look_at(const OrtApi* api, const OrtValue* value, Tensor* tensor) {
-  OrtShape* shape = NULL;
-  OrtStatus* status = ORT_CALLABLE(api, OrtTensorShape, ORT_TENSOR_SHAPE)(value, &shape);
+/* A value's shape, or only the number of its elements where `shape` is NULL. */
+static OrtStatus* look_at_shape(const OrtApi* api, const OrtValue* value, Shape* shape, size_t* elements) {
+  OrtShape* info = NULL;
+  OrtStatus* status = ORT_CALLABLE(api, OrtTensorShape, ORT_TENSOR_SHAPE)(value, &info);
   if (status) return status;
-  status = ORT_CALLABLE(api, OrtDimensionsCount, ORT_DIMENSIONS_COUNT)(shape, &tensor->rank);
-  if (!status && tensor->rank > MOST_DIMENSIONS) status = invalid(api, "SignAdapter: more than 8 dimensions");
-  if (!status) status = ORT_CALLABLE(api, OrtDimensions, ORT_DIMENSIONS)(shape, tensor->dims, tensor->rank);
-  ORT_CALLABLE(api, OrtReleaseShape, ORT_RELEASE_SHAPE)(shape);
+  status = ORT_CALLABLE(api, OrtElementCount, ORT_ELEMENT_COUNT)(info, elements);
+  if (!status && shape) status = ORT_CALLABLE(api, OrtDimensionsCount, ORT_DIMENSIONS_COUNT)(info, &shape->rank);
+  if (!status && shape && shape->rank > MOST_DIMENSIONS) status = invalid(api, "SignAdapter: more than 8 dimensions");
+  if (!status && shape) status = ORT_CALLABLE(api, OrtDimensions, ORT_DIMENSIONS)(info, shape->dims, shape->rank);
+  ORT_CALLABLE(api, OrtReleaseShape, ORT_RELEASE_SHAPE)(info);
+  return status;
+}
+
+/* Looks at input `index`; the shape only where it is wanted, for ONNX Runtime allocates it anew each time. */
+static OrtStatus* look_at(const Kernel* kernel, const OrtKernelContext* context, size_t index, size_t element_bytes,
+                          Tensor* tensor, Shape* shape) {
+  const OrtApi* api = kernel->api;
+  const OrtValue* value = NULL;
+  OrtStatus* status = ORT_CALLABLE(api, OrtInput, ORT_INPUT)(context, index, &value);
+  if (!status && (shape || !kernel->tells_sizes)) {
+    status = look_at_shape(api, value, shape, &tensor->elements);
+  } else if (!status) {
+    status = ORT_CALLABLE(api, OrtTensorBytes, ORT_TENSOR_BYTES)(value, &tensor->elements);
+    tensor->elements /= element_bytes;
+  }
   if (status) return status;
   return ORT_CALLABLE(api, OrtTensorData, ORT_TENSOR_DATA)((OrtValue*)value, &tensor->data);
 }
@@ -74,30 +96,27 @@ static size_t stored_bytes(lordba_scale_code code, size_t n) {
 
 static size_t element_bytes(lordba_scale_code code) { return code == LORDBA_FP32 ? 4 : code == LORDBA_FP16 ? 2 : 1; }
 
-/* The rank that the scales tell, 0 if none. */
-static size_t rank_of(const Tensor* in, lordba_scale_code code, size_t d_in, size_t d_out) {
+/* The rank that so many elements of scales tell, 0 if none. */
+static size_t rank_of(lordba_scale_code code, size_t elements, size_t d_in, size_t d_out) {
   const size_t others = (is_coded(code) ? RANGE_BYTES : 0) + stored_bytes(code, d_in) + stored_bytes(code, d_out);
-  const size_t bytes = (size_t)in[SCALES].dims[0] * element_bytes(code);
-  if (in[SCALES].rank != 1 || bytes <= others) return 0;
+  const size_t bytes = elements * element_bytes(code);
+  if (bytes <= others) return 0;
   return code == LORDBA_LOG4 ? 2 * (bytes - others) : (bytes - others) / element_bytes(code);
 }
 
-/* Why the inputs do not belong together, or NULL; the rank that they have. */
-static const char* mismatch(const Tensor* in, lordba_scale_code code, size_t* r) {
-  const Tensor *x = &in[X], *base = &in[BASE];
-  if (x->rank < 1 || base->rank != x->rank) return "SignAdapter: x and base must have the same number of dimensions";
-  if (memcmp(x->dims, base->dims, (x->rank - 1) * sizeof *x->dims) != 0) {
-    return "SignAdapter: x and base must agree in all dimensions but the last";
-  }
-  const size_t d_in = (size_t)x->dims[x->rank - 1], d_out = (size_t)base->dims[base->rank - 1];
+/* Why the inputs do not belong together, or NULL; fills in the module's sizes. */
+static const char* mismatch(const Tensor* in, lordba_scale_code code, size_t tokens, lordba_module* module) {
+  const size_t d_in = in[X].elements / tokens, d_out = in[BASE].elements / tokens;
+  if (d_in * tokens != in[X].elements) return "SignAdapter: x and base must agree in all dimensions but the last";
   if (d_in > UINT32_MAX || d_out > UINT32_MAX) return "SignAdapter: more than 2^32 channels";
-  *r = rank_of(in, code, d_in, d_out);
-  if (*r < 1 || *r > UINT32_MAX) {
+  const size_t r = rank_of(code, in[SCALES].elements, d_in, d_out);
+  if (r < 1 || r > UINT32_MAX) {
     return "SignAdapter: scales must hold d_in, r and d_out scales in the node's scale code, and the ranges of codes";
   }
-  if (in[SIGNS].rank != 1 || (size_t)in[SIGNS].dims[0] != *r * ((d_in + 7) / 8) + d_out * ((*r + 7) / 8)) {
+  if (in[SIGNS].elements != r * ((d_in + 7) / 8) + d_out * ((r + 7) / 8)) {
     return "SignAdapter: signs must hold r rows of ceil(d_in/8) bytes and d_out rows of ceil(r/8)";
   }
+  *module = (lordba_module){.r = (uint32_t)r, .d_in = (uint32_t)d_in, .d_out = (uint32_t)d_out};
   return NULL;
 }
 
@@ -174,71 +193,66 @@ static OrtStatus* run(const OrtApi* api, const OrtKernelContext* context, const 
   return status;
 }
 
+/* Points the module into its inputs, up to what its codes mean. */
+static void point(lordba_module* module, const Tensor* in, lordba_scale_code code) {
+  module->a_signs = in[SIGNS].data;
+  module->b_signs = module->a_signs + (size_t)module->r * ((module->d_in + 7) / 8);
+  const uint8_t* stored = (const uint8_t*)in[SCALES].data + (is_coded(code) ? RANGE_BYTES : 0);
+  module->s_in = (lordba_scales){code, NULL, stored};
+  module->s_mid = (lordba_scales){code, NULL, stored += stored_bytes(code, module->d_in)};
+  module->s_out = (lordba_scales){code, NULL, stored + stored_bytes(code, module->r)};
+}
+
 static OrtStatus* ORT_CALL compute(void* state, OrtKernelContext* context) {
   const Kernel* kernel = state;
   const OrtApi* api = kernel->api;
   atomic_fetch_add_explicit(&calls, 1, memory_order_relaxed);
-  Tensor in[INPUTS] = {0};
-  size_t count = 0;
-  OrtStatus* status = ORT_CALLABLE(api, OrtInputCount, ORT_INPUT_COUNT)(context, &count);
-  for (size_t i = 0; !status && i < count && i < INPUTS; ++i) {
-    const OrtValue* value = NULL;
-    status = ORT_CALLABLE(api, OrtInput, ORT_INPUT)(context, i, &value);
-    if (!status && value != NULL) status = look_at(api, value, &in[i]);
-  }
+  const size_t float_bytes = kernel->dtype == LORDBA_F32 ? 4 : 2;
+  Tensor in[INPUTS];
+  Shape shape;
+  OrtStatus* status = look_at(kernel, context, X, float_bytes, &in[X], NULL);
+  if (!status) status = look_at(kernel, context, BASE, float_bytes, &in[BASE], &shape);
+  if (!status) status = look_at(kernel, context, SIGNS, 1, &in[SIGNS], NULL);
+  if (!status) status = look_at(kernel, context, SCALES, element_bytes(kernel->code), &in[SCALES], NULL);
   if (status) return status;
-  size_t r = 0;
-  const char* fault = mismatch(in, kernel->code, &r);
-  if (fault) return invalid(api, fault);
 
   OrtValue* output = NULL;
-  const Tensor *x = &in[X], *base = &in[BASE];
-  status = ORT_CALLABLE(api, OrtOutput, ORT_OUTPUT)(context, 0, base->dims, base->rank, &output);
+  status = ORT_CALLABLE(api, OrtOutput, ORT_OUTPUT)(context, 0, shape.dims, shape.rank, &output);
   void* y = NULL;
   if (!status) status = ORT_CALLABLE(api, OrtTensorData, ORT_TENSOR_DATA)(output, &y);
   if (status) return status;
+  if (in[BASE].elements == 0) return NULL;
 
-  const size_t d_in = (size_t)x->dims[x->rank - 1], d_out = (size_t)base->dims[base->rank - 1];
   size_t tokens = 1;
-  for (size_t i = 0; i + 1 < x->rank; ++i) tokens *= (size_t)x->dims[i];
-  if (tokens == 0) return NULL;
+  for (size_t i = 0; i + 1 < shape.rank; ++i) tokens *= (size_t)shape.dims[i];
+  lordba_module module;
+  const char* fault = mismatch(in, kernel->code, tokens, &module);
+  if (fault) return invalid(api, fault);
+  point(&module, in, kernel->code);
+  if (lordba_is_zero(&module)) {
+    memcpy(y, in[BASE].data, in[BASE].elements * float_bytes);
+    return NULL;
+  }
 
   float meaning[3][LOG4_CODES];
-  const lordba_scale_code code = kernel->code;
-  const uint8_t* stored = in[SCALES].data;
-  for (int i = 0; is_coded(code) && i < 3; ++i, stored += RANGE_BYTES / 3) {
-    if (!decode_range(code, stored, meaning[i])) {
+  lordba_scales* const scales[3] = {&module.s_in, &module.s_mid, &module.s_out};
+  for (int i = 0; is_coded(kernel->code) && i < 3; ++i) {
+    if (!decode_range(kernel->code, (const uint8_t*)in[SCALES].data + RANGE_BYTES / 3 * i, meaning[i])) {
       return invalid(api, "SignAdapter: the ranges in scales must be 0 < lo <= hi and finite");
     }
-  }
-  lordba_module module = {
-      .r = (uint32_t)r,
-      .d_in = (uint32_t)d_in,
-      .d_out = (uint32_t)d_out,
-      .a_signs = in[SIGNS].data,
-      .b_signs = (const uint8_t*)in[SIGNS].data + r * ((d_in + 7) / 8),
-  };
-  lordba_scales* const scales[3] = {&module.s_in, &module.s_mid, &module.s_out};
-  const size_t lengths[3] = {d_in, r, d_out};
-  for (int i = 0; i < 3; ++i) {
-    *scales[i] = (lordba_scales){code, is_coded(code) ? (const uint8_t*)meaning[i] : NULL, stored};
-    stored += stored_bytes(code, lengths[i]);
-  }
-  if (lordba_is_zero(&module)) {
-    memcpy(y, base->data, tokens * d_out * (kernel->dtype == LORDBA_F32 ? 4 : 2));
-    return NULL;
+    scales[i]->meaning = (const uint8_t*)meaning[i];
   }
   const lordba_call call = {
       .modules = &module,
       .count = 1,
       .dtype = kernel->dtype,
       .tokens = tokens,
-      .x = x->data,
-      .x_stride = d_in,
-      .base = base->data,
-      .base_stride = d_out,
+      .x = in[X].data,
+      .x_stride = module.d_in,
+      .base = in[BASE].data,
+      .base_stride = module.d_out,
       .y = y,
-      .y_stride = d_out,
+      .y_stride = module.d_out,
   };
   return run(api, context, &call);
 }
@@ -257,7 +271,7 @@ static OrtStatus* ORT_CALL create_kernel(const OrtCustomOp* op, const OrtApi* ap
     if (types[code] != self->scales) return invalid(api, "SignAdapter: the scales' type does not fit scale_code");
     Kernel* kernel = malloc(sizeof *kernel);
     if (kernel == NULL) return failure(api, ORT_FAIL, "SignAdapter: out of memory");
-    *kernel = (Kernel){api, self->dtype, (lordba_scale_code)code};
+    *kernel = (Kernel){api, self->dtype, (lordba_scale_code)code, self->tells_sizes};
     *state = kernel;
     return NULL;
   }
@@ -309,7 +323,7 @@ static OrtElementType ORT_CALL output_type(const OrtCustomOp* op, size_t i) { re
 
 static OrtCharacteristic ORT_CALL required(const OrtCustomOp* op, size_t i) { return (void)op, (void)i, ORT_REQUIRED; }
 
-SignAdapterOp lordba_onnxruntime_op(const OrtApi* api, lordba_dtype dtype, OrtElementType scales) {
+SignAdapterOp lordba_onnxruntime_op(const OrtApi* api, bool tells_sizes, lordba_dtype dtype, OrtElementType scales) {
   return (SignAdapterOp){
       .op = {.version = ORT_API_VERSION,
              .name = name,
@@ -332,6 +346,7 @@ SignAdapterOp lordba_onnxruntime_op(const OrtApi* api, lordba_dtype dtype, OrtEl
              .start_version = one,
              .end_version = one},
       .api = api,
+      .tells_sizes = tells_sizes,
       .dtype = dtype,
       .scales = scales,
   };

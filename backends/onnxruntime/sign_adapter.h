@@ -2,6 +2,8 @@
 #ifndef LORDBA_SIGN_ADAPTER_H
 #define LORDBA_SIGN_ADAPTER_H
 
+#include <stdbool.h>
+
 #include "lordba_kernels.h"
 #include "ort_abi.h"
 
@@ -9,11 +11,12 @@
 typedef struct {
   OrtCustomOp op; /* first: ONNX Runtime hands back its address */
   const OrtApi* api;
+  bool tells_sizes; /* the runtime has ORT_TENSOR_BYTES */
   lordba_dtype dtype;
   OrtElementType scales;
 } SignAdapterOp;
 
-SignAdapterOp lordba_onnxruntime_op(const OrtApi* api, lordba_dtype dtype, OrtElementType scales);
+SignAdapterOp lordba_onnxruntime_op(const OrtApi* api, bool tells_sizes, lordba_dtype dtype, OrtElementType scales);
 
 /* The kernels for this CPU, or those that the environment variable LORDBA_ISA names; NULL if there are none such. */
 const lordba_kernels* lordba_onnxruntime_kernels(void);
