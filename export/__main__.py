@@ -99,8 +99,18 @@ def read_adapters(values: list[str], use_shipped: bool) -> dict[str, Adapter]:
     return {name: load_adapter(path) for name, path in folders.items()}
 
 
+def check_options(arguments: argparse.Namespace) -> None:
+    """Refuse an option of the other target, which would be without effect."""
+    owners = {"adapter_mode": "executorch", "route": "executorch", "accuracy_level": "onnx", "ort_format": "onnx"}
+    for name, target in owners.items():
+        if target != arguments.target and getattr(arguments, name) != parser().get_default(name):
+            option = "--" + name.replace("_", "-")
+            raise LordbaError(f"{option} is for --target {target}, not for {arguments.target}; leave it out")
+
+
 def main() -> None:
     arguments = parser().parse_args()
+    check_options(arguments)
     quiet_libraries()
     adapters = read_adapters(arguments.adapter, use_shipped=arguments.model is None)
     from lordba.models import load_base

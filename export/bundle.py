@@ -57,8 +57,10 @@ def export_onnx(
     base: BaseModel, adapters: dict[str, Adapter], options: ExportOptions, report: Report = lambda _: None
 ) -> ExportResult:
     """Export a model with its adapters as an ONNX bundle; nothing is written unless everything succeeds."""
-    from .target_onnx import OnnxTarget
-
+    try:
+        from .target_onnx import OnnxTarget
+    except ImportError as missing:
+        raise LordbaError(f"the ONNX target needs {missing.name}; run: pip install 'lordba[onnx]'") from missing
     return export(OnnxTarget(base, adapters, options), base, adapters, options, report)
 
 

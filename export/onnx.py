@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import torch
 
 from lordba.errors import LordbaError
@@ -11,11 +12,6 @@ from lordba.onnx_adapter import PARAMETERS, RANGE_BYTES, parameter_shapes
 
 from .onnx_decoder import AdapterNode, OnnxDecoder
 from .onnx_op import DOMAIN, IR_VERSION, NAME, OPSET, VERSION, function_body, register_schema
-
-try:
-    import onnx_ir as ir
-except ImportError as missing:
-    raise LordbaError(f"the ONNX target needs {missing.name}; run: pip install 'lordba[onnx]'") from missing
 
 DATA_SUFFIX = ".data"
 

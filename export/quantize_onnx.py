@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .onnx_decoder import OnnxDecoder
+from .onnx_decoder import AdapterNode, OnnxDecoder
 from .quantize import GROUP, Int8Embedding, group_codes, replace_layers
 
 ACCURACY_LEVELS = (0, 4)
@@ -113,4 +113,4 @@ def quantize_base(decoder: OnnxDecoder, base_quant: str, accuracy_level: int) ->
         return SplitInt4Linear(layer, accuracy_level) if bits == 4 else Int8Linear(layer, accuracy_level)
 
     head = decoder.model.get_output_embeddings()
-    replace_layers(decoder, head, base_quant, linear, Int8Rows)
+    replace_layers(decoder, head.linear if isinstance(head, AdapterNode) else head, base_quant, linear, Int8Rows)

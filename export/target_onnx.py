@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import onnx_ir as ir
 import torch
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from lordba.scales import ScaleCode
 from lordba.session import Session
 
 from .genai import write_genai_config
-from .onnx import ir, lower, requires, save
+from .onnx import lower, requires, save
 from .onnx_decoder import OnnxDecoder
 from .onnx_probe import OnnxProbe
 from .ort_format import write_ort_pair

@@ -130,6 +130,32 @@ def test_a_bad_adapter(command, tiny_folder, tiny_adapters, bad_adapters, kind):
     assert list(Path.cwd().iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "target, options",
+    [
+        ("onnx", ["--adapter-mode", "input"]),
+        ("onnx", ["--route", "fast"]),
+        ("executorch", ["--accuracy-level", "0"]),
+        ("executorch", ["--ort-format"]),
+    ],
+)
+def test_an_option_of_the_other_target(command, target, options):
+    code, out, err = command("--target", target, *options)
+    assert code == 2 and out == "" and err.startswith(f"error: {options[0]} is for --target")
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_an_onnx_bundle(command, tiny_folder, tiny_adapters):
+    code, out, err = command(
+        *("--target", "onnx", "--model", tiny_folder, "--adapter", tiny_adapters["north"]),
+        *("--base-quant", "int8", "--accuracy-level", "0", "--max-seq-len", MAX_SEQ_LEN),
+    )
+    bundle = read_bundle(Path("bundle-onnx"), "onnx")
+    assert code == 0 and "FAILED" not in out and out.count("ok") == len(bundle.manifest.parity)
+    assert "base int8, 14 adapter nodes" in out and "python -m lordba.run bundle-onnx --adapter north" in out
+    assert bundle.manifest.max_seq_len == MAX_SEQ_LEN and "torchvision" not in err
+
+
 def test_stderr_is_one_line(tmp_path):
     """In a process of its own, where libraries have their say too."""
     arguments = ["--target", "executorch", "--adapter", str(tmp_path / "nowhere")]
