@@ -77,12 +77,10 @@ def test_embedding_loses_nothing_of_q8_0(generator):
 @pytest.mark.parametrize("base_quant, bits", [("int4", 4), ("int8", 8)])
 def test_every_linear_but_the_head_which_stays_in_8_bit(base_quant, bits):
     model = tiny_model()
-    modules = {**random_adapter(model, only=("q_proj",)).modules, "lm_head": random_module(64, 320, 3)}
-    decoder = OnnxDecoder(model, set(Adapter(modules, ScaleCode.LOG4).modules), ScaleCode.LOG4)
+    decoder = OnnxDecoder(model, {*random_adapter(model, only=("q_proj",)).modules, "lm_head"}, ScaleCode.LOG4)
     quantize_base(decoder, base_quant, 4)
-    found = {
-        path: layer.attributes["bits"] for path, layer in decoder.named_modules() if isinstance(layer, NBitsLinear)
-    }
+    layers = {path: layer for path, layer in decoder.named_modules() if isinstance(layer, NBitsLinear)}
+    found = {path: layer.attributes["bits"] for path, layer in layers.items()}
     head = {path: found.pop(path) for path in list(found) if "lm_head" in path}
     assert len(found) == 14 and set(found.values()) == {bits} and list(head.values()) == [8]
     assert isinstance(decoder.model.get_output_embeddings(), AdapterNode)
