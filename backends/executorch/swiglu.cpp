@@ -5,13 +5,8 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define LORDBA_WIDE __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define LORDBA_WIDE
-#endif
+#include "vector_math.h"
 
 namespace {
 
@@ -23,35 +18,13 @@ using executorch::runtime::KernelRuntimeContext;
 
 constexpr int64_t kWorthSplitting = 1 << 16;  // elements below which waking the thread pool costs more than it saves
 
-// e^x for x in [-87, 87] to 2e-7 relative: 2^k * e^f with |f| <= ln(2)/2 by a polynomial. The compiler vectorizes it.
-inline float exponential(float x) {
-  const float scaled = x * 1.44269504f;
-  const float rounding = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low mantissa bits
-  const float shifted = scaled + rounding;
-  const float k = shifted - rounding;
-  const float f = (x - k * 0.693145752f) - k * 1.42860677e-6f;
-  float p = 1.3888889e-3f;
-  p = p * f + 8.3333333e-3f;
-  p = p * f + 4.1666667e-2f;
-  p = p * f + 0.16666667f;
-  p = p * f + 0.5f;
-  p = p * f + 1.0f;
-  p = p * f + 1.0f;
-  uint32_t bits;
-  std::memcpy(&bits, &shifted, sizeof(bits));
-  bits = (bits + 127) << 23;
-  float power;
-  std::memcpy(&power, &bits, sizeof(power));
-  return p * power;
-}
-
 LORDBA_WIDE void swiglu_row(const float* __restrict gate, const float* __restrict up, int64_t width,
                             float* __restrict y) {
   for (int64_t i = 0; i < width; ++i) {
     const float g = gate[i];
     // Beyond +-87 the sigmoid is 0 or 1 in float; a NaN must pass through, so it is never compared away.
     const float limited = g < -87.0f ? -87.0f : g > 87.0f ? 87.0f : g;
-    y[i] = g / (1.0f + exponential(-limited)) * up[i];
+    y[i] = g / (1.0f + lordba::exponential(-limited)) * up[i];
   }
 }
 

@@ -141,10 +141,6 @@ static void decode_8_avx2(const lordba_scales* scales, size_t begin, size_t n, f
   if (i < n) lordba_kernels_scalar.decode(scales, begin + i, n - i, out + i);
 }
 
-static void widen_avx2(const void* x, lordba_dtype dtype, size_t n, float* v) {
-  for (size_t i = 0; i < n; i += 8) store_n(v, LORDBA_F32, i, n - i, load_n(x, dtype, i, n - i));
-}
-
 UNROLLED __m256 table_of_3(const float* v, bool has_third) {
   const __m256 s0 = _mm256_setr_ps(1, -1, 1, -1, 1, -1, 1, -1), s1 = _mm256_setr_ps(1, 1, -1, -1, 1, 1, -1, -1);
   const __m256 s2 = _mm256_setr_ps(1, 1, 1, 1, -1, -1, -1, -1);
@@ -174,16 +170,18 @@ UNROLLED void sum_blocks(const float* v, size_t n, const uint32_t* words, size_t
   for (int b = 0; b < eights; ++b) _mm256_storeu_ps(sums + 8 * b, _mm256_add_ps(acc[b][0], acc[b][1]));
 }
 
-static void sum_inputs_8r_avx2(const float* x, size_t x_stride, size_t tokens, size_t n, const float* s_in,
-                               const uint32_t* words, size_t blocks, float* sums, size_t sums_stride) {
+static void sum_inputs_8r_avx2(const void* x, size_t x_stride, lordba_dtype dtype, size_t tokens, size_t n,
+                               const float* s_in, const uint32_t* words, size_t blocks, float* sums,
+                               size_t sums_stride) {
   const size_t lanes = blocks * LORDBA_LANES;
-  for (size_t t = 0; t < tokens; ++t, x += x_stride, sums += sums_stride) {
+  for (size_t t = 0; t < tokens; ++t, sums += sums_stride) {
     /* All inputs first: a table that waited for its own inputs' store would be late. */
     float v[LORDBA_CHUNK];
     size_t i = 0;
-    for (; i + WIDTH <= n; i += WIDTH) store(v + i, load(x + i) * load(s_in + i));
-    for (; i < (n + LORDBA_WORD - 1) / LORDBA_WORD * LORDBA_WORD; i += WIDTH)
-      store(v + i, load_n(x, LORDBA_F32, i, i < n ? n - i : 0) * load(s_in + i));
+    for (; i + WIDTH <= n; i += WIDTH) store(v + i, load_n(x, dtype, t * x_stride + i, WIDTH) * load(s_in + i));
+    for (; i < (n + LORDBA_WORD - 1) / LORDBA_WORD * LORDBA_WORD; i += WIDTH) {
+      store(v + i, load_n(x, dtype, t * x_stride + i, i < n ? n - i : 0) * load(s_in + i));
+    }
     size_t lane = 0;
     for (; lane + 32 <= lanes; lane += 32) sum_blocks(v, n, words + lane, lanes, 4, sums + lane);
     if (lane < lanes) sum_blocks(v, n, words + lane, lanes, 2, sums + lane);
@@ -291,7 +289,6 @@ const lordba_kernels lordba_kernels_avx2 = {
     .rate_prefill = 80000,
     .rank_lanes_up_to = 4,
     .decode = decode_8_avx2,
-    .widen = widen_avx2,
     .pack_a = lordba_pack_a_scalar,
     .sum_inputs = sum_inputs_8r_avx2,
     .sum_ranks = sum_ranks_8o_avx2,

@@ -20,6 +20,13 @@ UNROLLED vector load_n(const void* p, lordba_dtype dtype, size_t i, size_t n) {
   return (vector)_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
 }
 
+/* The numbers of the upper 16-bit half of each 32-bit lane. */
+UNROLLED __m512i upper_halves(void) {
+  const __m256i pairs =
+      _mm256_setr_epi32(0x00030001, 0x00070005, 0x000b0009, 0x000f000d, 0x00130011, 0x00170015, 0x001b0019, 0x001f001d);
+  return _mm512_zextsi256_si512(pairs);
+}
+
 UNROLLED void store_n(void* p, lordba_dtype dtype, size_t i, size_t n, vector v) {
   const __mmask16 mask = lanes_below(n);
   if (dtype == LORDBA_F32) {
@@ -29,12 +36,13 @@ UNROLLED void store_n(void* p, lordba_dtype dtype, size_t i, size_t n, vector v)
   __m256i half = _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT);
   if (dtype == LORDBA_BF16) {
     /* Round to nearest, ties to even, by integers: the bf16 instruction flushes subnormals. */
-    const __m512i bits = _mm512_castps_si512((__m512)v), one = _mm512_set1_epi32(1);
-    const __m512i even = _mm512_and_si512(_mm512_srli_epi32(bits, 16), one);
-    __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), even);
+    const __m512i bits = _mm512_castps_si512((__m512)v);
+    const __mmask16 odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000));
     const __mmask16 nan = _mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_UNORD_Q);
+    __m512i rounded = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));
+    rounded = _mm512_mask_add_epi32(rounded, odd, bits, _mm512_set1_epi32(0x8000));
     rounded = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
-    half = _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+    half = _mm512_castsi512_si256(_mm512_permutexvar_epi16(upper_halves(), rounded));
   }
   _mm256_mask_storeu_epi16((uint16_t*)p + i, mask, half);
 }
@@ -96,9 +104,11 @@ static void decode_16_avx512(const lordba_scales* scales, size_t begin, size_t n
     }
     case LORDBA_LOG4: {
       const __m512 table = _mm512_loadu_ps(scales->meaning);
-      for (size_t i = 0; i < n; i += 16) {
-        /* Each byte in the low half of 8 bytes, its high nibble in the upper half: only 4 bits of an index count. */
-        const __m128i pairs = _mm_maskz_loadu_epi8(lanes_below((n - i + 1) / 2) & 255, values + (begin + i) / 2);
+      /* Each byte in the low half of 8 bytes, its high nibble in the upper half: only 4 bits of an index count. */
+      const uint8_t* codes = values + begin / 2;
+      for (size_t i = 0; i < n; i += 16, codes += 8) {
+        const __m128i pairs = n - i >= 16 ? _mm_loadl_epi64((const __m128i*)codes)
+                                          : _mm_maskz_loadu_epi8(lanes_below((n - i + 1) / 2), codes);
         const __m512i wide = _mm512_cvtepu8_epi64(pairs);
         _mm512_storeu_ps(out + i, _mm512_permutexvar_ps(_mm512_or_si512(wide, _mm512_slli_epi64(wide, 28)), table));
       }
@@ -132,17 +142,14 @@ UNROLLED __m512 sign_of_bit(int bit) {
   return _mm512_mask_blend_ps(negative, _mm512_set1_ps(1.0f), _mm512_set1_ps(-1.0f));
 }
 
-static void widen_avx512(const void* x, lordba_dtype dtype, size_t n, float* v) {
-  for (size_t i = 0; i < n; i += 16) store_n(v, LORDBA_F32, i, n - i, load_n(x, dtype, i, n - i));
-}
-
 /* Of 16 inputs from input i on: lane 2p holds v[2p] + v[2p+1], lane 2p+1 the difference. */
-UNROLLED __m512 sums_of_pairs(const float* x, size_t n, size_t i, const float* s_in) {
+UNROLLED __m512 sums_of_pairs(const void* x, size_t start, lordba_dtype dtype, size_t n, size_t i, const float* s_in) {
+  const size_t at = start + i;
   __m512 value;
   if (i + 16 <= n) {
-    value = _mm512_loadu_ps(x + i);
+    value = (__m512)load_n(x, dtype, at, 16);
   } else {
-    value = _mm512_maskz_loadu_ps(i < n ? lanes_below(n - i) : 0, x + i);
+    value = (__m512)load_n(x, dtype, at, i < n ? n - i : 0);
   }
   value = _mm512_mul_ps(value, _mm512_loadu_ps(s_in + i));
   return _mm512_fmadd_ps(_mm512_movehdup_ps(value), sign_of_bit(0), _mm512_moveldup_ps(value));
@@ -150,8 +157,8 @@ UNROLLED __m512 sums_of_pairs(const float* x, size_t n, size_t i, const float* s
 
 /* 16 inputs make 4 tables, each the sum of two permutations of +-(v0 + v1), +-(v0 - v1), ..., which all rank blocks
  * look up; two tokens share the numbers of the entries. The next 16 are prepared meanwhile: the chain is long. */
-UNROLLED void sum_blocks(const float* x, size_t x_stride, int tokens, size_t n, const float* s_in,
-                         const uint32_t* words, int blocks, float* sums, size_t sums_stride) {
+UNROLLED void sum_blocks(const void* x, size_t start, size_t x_stride, lordba_dtype dtype, int tokens, size_t n,
+                         const float* s_in, const uint32_t* words, int blocks, float* sums, size_t sums_stride) {
   const int chains = tokens * blocks > 4 ? 1 : tokens * blocks > 1 ? 2 : 4; /* accumulators per token and block */
   const __m512 negative = _mm512_set1_ps(-0.0f);
   /* Entries of the pairs' sums by lane; 16 + lane names the same negated. */
@@ -160,7 +167,7 @@ UNROLLED void sum_blocks(const float* x, size_t x_stride, int tokens, size_t n, 
   __m512 acc[2][4][4], next[2];
 #pragma GCC unroll 2
   for (int t = 0; t < tokens; ++t) {
-    next[t] = sums_of_pairs(x + t * x_stride, n, 0, s_in);
+    next[t] = sums_of_pairs(x, start + t * x_stride, dtype, n, 0, s_in);
 #pragma GCC unroll 4
     for (int b = 0; b < blocks; ++b) {
 #pragma GCC unroll 4
@@ -176,7 +183,7 @@ UNROLLED void sum_blocks(const float* x, size_t x_stride, int tokens, size_t n, 
         plus[t] = next[t];
         less[t] = _mm512_xor_ps(plus[t], negative);
         const size_t i = k + 16 * half + 16;
-        if (half == 0 || i < n) next[t] = sums_of_pairs(x + t * x_stride, n, i, s_in);
+        if (half == 0 || i < n) next[t] = sums_of_pairs(x, start + t * x_stride, dtype, n, i, s_in);
       }
 #pragma GCC unroll 4
       for (int g = 0; g < 4; ++g) {
@@ -214,28 +221,45 @@ UNROLLED void sum_blocks(const float* x, size_t x_stride, int tokens, size_t n, 
   }
 }
 
-UNROLLED void sum_pairs(const float* x, size_t x_stride, size_t tokens, size_t n, const float* s_in,
+UNROLLED void sum_pairs(const void* x, size_t x_stride, lordba_dtype dtype, size_t tokens, size_t n, const float* s_in,
                         const uint32_t* words, int blocks, float* sums, size_t sums_stride) {
-  for (; tokens >= 2; tokens -= 2, x += 2 * x_stride, sums += 2 * sums_stride) {
-    sum_blocks(x, x_stride, 2, n, s_in, words, blocks, sums, sums_stride);
+  size_t t = 0;
+  for (; t + 2 <= tokens; t += 2, sums += 2 * sums_stride) {
+    sum_blocks(x, t * x_stride, x_stride, dtype, 2, n, s_in, words, blocks, sums, sums_stride);
   }
-  if (tokens != 0) sum_blocks(x, x_stride, 1, n, s_in, words, blocks, sums, sums_stride);
+  if (t < tokens) sum_blocks(x, t * x_stride, x_stride, dtype, 1, n, s_in, words, blocks, sums, sums_stride);
 }
 
-static void sum_inputs_16r_avx512(const float* x, size_t x_stride, size_t tokens, size_t n, const float* s_in,
-                                  const uint32_t* words, size_t blocks, float* sums, size_t sums_stride) {
+UNROLLED void sum_ranks_of_x(const void* x, size_t x_stride, lordba_dtype dtype, size_t tokens, size_t n,
+                             const float* s_in, const uint32_t* words, size_t blocks, float* sums, size_t sums_stride) {
   switch (blocks) {
     case 1:
-      sum_pairs(x, x_stride, tokens, n, s_in, words, 1, sums, sums_stride);
+      sum_pairs(x, x_stride, dtype, tokens, n, s_in, words, 1, sums, sums_stride);
       break;
     case 2:
-      sum_pairs(x, x_stride, tokens, n, s_in, words, 2, sums, sums_stride);
+      sum_pairs(x, x_stride, dtype, tokens, n, s_in, words, 2, sums, sums_stride);
       break;
     case 3:
-      sum_pairs(x, x_stride, tokens, n, s_in, words, 3, sums, sums_stride);
+      sum_pairs(x, x_stride, dtype, tokens, n, s_in, words, 3, sums, sums_stride);
       break;
     default:
-      sum_pairs(x, x_stride, tokens, n, s_in, words, 4, sums, sums_stride);
+      sum_pairs(x, x_stride, dtype, tokens, n, s_in, words, 4, sums, sums_stride);
+  }
+}
+
+static void sum_inputs_16r_avx512(const void* x, size_t x_stride, lordba_dtype dtype, size_t tokens, size_t n,
+                                  const float* s_in, const uint32_t* words, size_t blocks, float* sums,
+                                  size_t sums_stride) {
+  switch (dtype) {
+    case LORDBA_F32:
+      sum_ranks_of_x(x, x_stride, LORDBA_F32, tokens, n, s_in, words, blocks, sums, sums_stride);
+      break;
+    case LORDBA_F16:
+      sum_ranks_of_x(x, x_stride, LORDBA_F16, tokens, n, s_in, words, blocks, sums, sums_stride);
+      break;
+    case LORDBA_BF16:
+      sum_ranks_of_x(x, x_stride, LORDBA_BF16, tokens, n, s_in, words, blocks, sums, sums_stride);
+      break;
   }
 }
 
@@ -270,10 +294,9 @@ UNROLLED __m512i load_words(const output_step* step, size_t o) {
   return _mm512_permutex2var_epi32(_mm512_loadu_si512(step->b + 8 * o), pick, _mm512_loadu_si512(step->b + 8 * o + 64));
 }
 
-/* 16 outputs of one or two tokens: `lanes` of them exist; `plain`: y is fp32 and there are no carries. */
+/* 16 outputs of one or two tokens: `lanes` of them exist; `plain`: there are no carries. */
 UNROLLED void sum_16_outputs(const output_step* step, const __m512 table[2][8], int tokens, int groups, bool plain,
-                             size_t o, size_t lanes) {
-  const lordba_dtype dtype = plain ? LORDBA_F32 : step->dtype;
+                             lordba_dtype dtype, size_t o, size_t lanes) {
   const float* const carry_in = plain ? NULL : step->carry_in;
   float* const carry_out = plain ? NULL : step->carry_out;
   const __m512i words = load_words(step, o);
@@ -323,12 +346,17 @@ UNROLLED void sum_outputs(const output_step* step, const float* h, size_t h_stri
     }
   }
   size_t o = 0;
-  if (step->dtype == LORDBA_F32 && !step->carry_in && !step->carry_out) {
-    for (; o + 16 <= step->n; o += 16) sum_16_outputs(step, table, tokens, groups, true, o, 16);
-  } else {
-    for (; o + 16 <= step->n; o += 16) sum_16_outputs(step, table, tokens, groups, false, o, 16);
+  const size_t whole = step->n / 16 * 16;
+  if (step->carry_in || step->carry_out) {
+    for (; o < whole; o += 16) sum_16_outputs(step, table, tokens, groups, false, step->dtype, o, 16);
+  } else if (step->dtype == LORDBA_F32) {
+    for (; o < whole; o += 16) sum_16_outputs(step, table, tokens, groups, true, LORDBA_F32, o, 16);
+  } else if (step->dtype == LORDBA_BF16) {
+    for (; o < whole; o += 16) sum_16_outputs(step, table, tokens, groups, true, LORDBA_BF16, o, 16);
   }
-  if (o < step->n) sum_16_outputs(step, table, tokens, groups, false, o, step->n - o);
+  for (; o < step->n; o += 16) {
+    sum_16_outputs(step, table, tokens, groups, false, step->dtype, o, step->n - o < 16 ? step->n - o : 16);
+  }
 }
 
 /* One or two tokens; more than 32 ranks take two passes. */
@@ -385,7 +413,6 @@ const lordba_kernels lordba_kernels_avx512 = {
     .rate_prefill = 150000,
     .rank_lanes_up_to = SIZE_MAX,
     .decode = decode_16_avx512,
-    .widen = widen_avx512,
     .pack_a = pack_a_16r_avx512,
     .sum_inputs = sum_inputs_16r_avx512,
     .sum_ranks = sum_ranks_16o_avx512,

@@ -3,6 +3,8 @@
 
 enum { HEADER_BYTES = 32, RECORD_BYTES = 64, BLOB_VERSION = 1 };
 
+static const uint64_t MAGIC = 0x0000414244524f4c; /* "LORDBA", little endian */
+
 static uint64_t load_u64(const uint8_t* p) { return lordba_load_u32(p) | (uint64_t)lordba_load_u32(p + 4) << 32; }
 
 const char* lordba_status_text(lordba_status status) {
@@ -50,8 +52,7 @@ static lordba_scales scales_at(const uint8_t* section, lordba_scale_code code) {
 
 lordba_status lordba_blob_module(const void* blob, size_t size, uint64_t index, lordba_module* module) {
   const uint8_t* bytes = blob;
-  if (size < HEADER_BYTES || __builtin_memcmp(bytes, "LORDBA\0\0", 8) != 0 ||
-      lordba_load_u32(bytes + 8) != BLOB_VERSION) {
+  if (size < HEADER_BYTES || load_u64(bytes) != MAGIC || lordba_load_u32(bytes + 8) != BLOB_VERSION) {
     return LORDBA_NOT_A_BLOB;
   }
   const uint64_t count = lordba_load_u32(bytes + 12), total = load_u64(bytes + 16);

@@ -16,6 +16,8 @@ static bool runs_here(const lordba_kernels* kernels) {
   if (kernels == &lordba_kernels_avx2) {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   }
+#elif defined(__aarch64__)
+  if (kernels == &lordba_kernels_neon) return true; /* a part of the architecture */
 #endif
   return kernels == &lordba_kernels_scalar;
 }
@@ -25,6 +27,8 @@ const lordba_kernels* lordba_select(const char* isa) {
 #if defined(__x86_64__)
       &lordba_kernels_avx512,
       &lordba_kernels_avx2,
+#elif defined(__aarch64__)
+      &lordba_kernels_neon,
 #endif
       &lordba_kernels_scalar,
   };

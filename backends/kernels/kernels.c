@@ -1,5 +1,6 @@
 /* Calls: their checks, how they are cut into stages and tiles, and one tile of each kind. A tile needs up to 48 KiB of
  * stack and writes nothing but its part of y and of the workspace. */
+#include "prefetch.h"
 #include "stages.h"
 
 enum {
@@ -19,12 +20,7 @@ static size_t chunks_of(const lordba_call* call) { return lordba_ceil_div(call->
 bool lordba_is_zero(const lordba_module* module) {
   if (module->r == 0) return true;
   /* In every scale code, only bytes of zero mean a scale of zero. */
-  const size_t n = module->d_out;
-  const lordba_scale_code code = module->s_out.code;
-  const size_t bytes = code == LORDBA_FP32   ? 4 * n
-                       : code == LORDBA_FP16 ? 2 * n
-                       : code == LORDBA_INT8 ? n
-                                             : (n + 1) / 2;
+  const size_t bytes = lordba_value_bytes(module->s_out.code, module->d_out);
   for (size_t i = 0; i < bytes; ++i) {
     if (module->s_out.values[i] != 0) return false;
   }
@@ -63,6 +59,9 @@ lordba_status lordba_plan_call(const lordba_kernels* kernels, const lordba_call*
   *plan = (lordba_plan){0};
   const lordba_status status = check(call);
   if (status != LORDBA_OK || call->tokens == 0) return status;
+  for (size_t i = 0; i < call->count; ++i) {
+    if (call->modules[i].r != 0) lordba_prefetch_heads(&call->modules[i]);
+  }
 
   plan->token_lanes = call->tokens > kernels->rank_lanes_up_to;
   if (threads < 1 || cost_of(kernels, call) < WAKE_US) threads = 1;

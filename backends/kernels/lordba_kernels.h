@@ -92,8 +92,8 @@ lordba_status lordba_blob_module(const void* blob, size_t size, uint64_t index, 
 /* Bytes of n scales as stored, the meaning of their codes included. */
 uint64_t lordba_scale_bytes(lordba_scale_code code, uint64_t n);
 
-/* The fastest kernels for this CPU, or those named ("scalar", "avx2", "avx512", "neon", "dotprod", "i8mm"); NULL if
- * this CPU lacks them. Callers pass the value of the environment variable LORDBA_ISA. */
+/* The fastest kernels for this CPU, or those named ("scalar", "avx2", "avx512", "neon"); NULL if this CPU lacks
+ * them. Callers pass the value of the environment variable LORDBA_ISA. */
 const lordba_kernels* lordba_select(const char* isa);
 const char* lordba_isa(const lordba_kernels* kernels);
 

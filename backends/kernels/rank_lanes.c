@@ -1,7 +1,6 @@
 /* The lanes are ranks in stage 1 and outputs in stage 2: the way of few tokens, and of vectors that hold a table. */
+#include "prefetch.h"
 #include "stages.h"
-
-enum { WIDENED = 8 }; /* tokens whose x are made fp32 at once */
 
 static size_t sum_floats(const lordba_module* module, size_t tokens) { return tokens * lordba_padded_rank(module); }
 
@@ -9,8 +8,9 @@ static void sum_chunk(const lordba_kernels* kernels, const lordba_call* tile, co
                       float* sums) {
   const size_t first = chunk * LORDBA_CHUNK, n = lordba_at_most(module->d_in - first, LORDBA_CHUNK);
   const size_t stride = lordba_padded_rank(module), row_bytes = lordba_ceil_div(module->d_in, 8);
-  float s_in[LORDBA_CHUNK], widened[WIDENED * LORDBA_CHUNK];
+  float s_in[LORDBA_CHUNK];
   uint32_t packed[LORDBA_WORDS * LORDBA_MAX_RANKS + 1]; /* words can be read up to 3 bytes too far */
+  lordba_prefetch_ahead(module, chunk);
   kernels->decode(&module->s_in, first, n, s_in);
   for (size_t i = n; i % LORDBA_WORD != 0; ++i) s_in[i] = 0.0f;
   for (size_t rank = 0; rank < module->r; rank += LORDBA_MAX_RANKS) {
@@ -23,19 +23,8 @@ static void sum_chunk(const lordba_kernels* kernels, const lordba_call* tile, co
       kernels->pack_a(module->a_signs + rank * row_bytes + first / 8, row_bytes, rows, lordba_ceil_div(n, 8), blocks,
                       packed);
     }
-    if (tile->dtype == LORDBA_F32) {
-      kernels->sum_inputs((const float*)tile->x + first, tile->x_stride, tile->tokens, n, s_in, words, blocks,
-                          sums + rank, stride);
-      continue;
-    }
-    for (size_t t = 0; t < tile->tokens; t += WIDENED) {
-      const size_t tokens = lordba_at_most(tile->tokens - t, WIDENED);
-      for (size_t k = 0; k < tokens; ++k) {
-        const void* x = lordba_element(tile->x, (t + k) * tile->x_stride + first, tile->dtype);
-        kernels->widen(x, tile->dtype, n, widened + k * LORDBA_CHUNK);
-      }
-      kernels->sum_inputs(widened, LORDBA_CHUNK, tokens, n, s_in, words, blocks, sums + t * stride + rank, stride);
-    }
+    kernels->sum_inputs(lordba_element(tile->x, first, tile->dtype), tile->x_stride, tile->dtype, tile->tokens, n, s_in,
+                        words, blocks, sums + rank, stride);
   }
 }
 

@@ -80,10 +80,6 @@ static void decode_scalar(const lordba_scales* scales, size_t begin, size_t n, f
   }
 }
 
-static void widen_scalar(const void* x, lordba_dtype dtype, size_t n, float* v) {
-  for (size_t i = 0; i < n; ++i) v[i] = lordba_load_scalar(x, dtype, i);
-}
-
 void lordba_pack_a_scalar(const uint8_t* a, size_t row_bytes, size_t rows, size_t bytes, size_t blocks,
                           uint32_t* words) {
   const size_t lanes = blocks * LORDBA_LANES;
@@ -109,17 +105,18 @@ static inline float signed_by(float value, uint32_t word, size_t i) {
   return from_bits(to_bits(value) ^ word >> i << 31);
 }
 
-static void sum_inputs_scalar(const float* x, size_t x_stride, size_t tokens, size_t n, const float* s_in,
-                              const uint32_t* words, size_t blocks, float* sums, size_t sums_stride) {
+static void sum_inputs_scalar(const void* x, size_t x_stride, lordba_dtype dtype, size_t tokens, size_t n,
+                              const float* s_in, const uint32_t* words, size_t blocks, float* sums,
+                              size_t sums_stride) {
   const size_t lanes = blocks * LORDBA_LANES;
-  for (size_t t = 0; t < tokens; ++t, x += x_stride, sums += sums_stride) {
+  for (size_t t = 0; t < tokens; ++t, sums += sums_stride) {
     for (size_t block = 0; block < lanes; block += LORDBA_LANES) {
       float acc[4][LORDBA_LANES];
       for (size_t i = 0; i < 4; ++i) {
         for (size_t j = 0; j < LORDBA_LANES; ++j) acc[i][j] = 0.0f;
       }
       for (size_t k = 0; k < n; ++k) {
-        const float value = lordba_load_scalar(x, LORDBA_F32, k) * s_in[k];
+        const float value = lordba_load_scalar(x, dtype, t * x_stride + k) * s_in[k];
         const uint32_t* word = words + k / LORDBA_WORD * lanes + block;
         for (size_t j = 0; j < LORDBA_LANES; ++j) acc[k % 4][j] += signed_by(value, word[j], k % LORDBA_WORD);
       }
@@ -128,20 +125,37 @@ static void sum_inputs_scalar(const float* x, size_t x_stride, size_t tokens, si
   }
 }
 
+/* The signs of ranks [0, 32) or [32, 64) of an output, from a row of 1, 2, 4 or 8 bytes. */
+static uint32_t row_word(const uint8_t* row, size_t width, bool upper) {
+  if (upper) return lordba_load_u32(row + 4);
+  return width == 1 ? row[0] : width == 2 ? lordba_load_u16(row) : lordba_load_u32(row);
+}
+
 static void sum_ranks_scalar(const float* h, size_t h_stride, size_t tokens, size_t ranks, const uint8_t* b, size_t n,
                              const float* s_out, const float* carry_in, float* carry_out, const void* base,
                              size_t base_stride, void* y, size_t y_stride, lordba_dtype dtype) {
   const size_t width = ranks <= 8 ? 1 : ranks <= 16 ? 2 : ranks <= 32 ? 4 : 8;
   for (size_t t = 0; t < tokens; ++t, h += h_stride) {
-    for (size_t o = 0; o < n; ++o) {
-      float acc = carry_in ? carry_in[o] : 0.0f;
-      for (size_t j = 0; j < ranks; ++j) acc += signed_by(h[j], b[o * width + j / 8], j % 8);
-      if (carry_out) {
-        carry_out[o] = acc;
-      } else {
-        acc *= s_out[o];
-        lordba_store_scalar(y, dtype, t * y_stride + o,
-                            base ? lordba_load_scalar(base, dtype, t * base_stride + o) + acc : acc);
+    for (size_t first = 0; first < n; first += LORDBA_LANES) {
+      const size_t lanes = n - first < LORDBA_LANES ? n - first : LORDBA_LANES;
+      float acc[LORDBA_LANES];
+      for (size_t i = 0; i < LORDBA_LANES; ++i) acc[i] = carry_in && i < lanes ? carry_in[first + i] : 0.0f;
+      for (size_t rank = 0; rank < ranks; rank += LORDBA_WORD) {
+        uint32_t word[LORDBA_LANES];
+        for (size_t i = 0; i < LORDBA_LANES; ++i) word[i] = row_word(b + (first + i) * width, width, rank != 0);
+        for (size_t j = rank; j < ranks && j < rank + LORDBA_WORD; ++j) {
+          for (size_t i = 0; i < LORDBA_LANES; ++i) acc[i] += signed_by(h[j], word[i], j % LORDBA_WORD);
+        }
+      }
+      for (size_t i = 0; i < lanes; ++i) {
+        const size_t o = first + i;
+        if (carry_out) {
+          carry_out[o] = acc[i];
+        } else {
+          const float value = acc[i] * s_out[o];
+          lordba_store_scalar(y, dtype, t * y_stride + o,
+                              base ? lordba_load_scalar(base, dtype, t * base_stride + o) + value : value);
+        }
       }
     }
   }
@@ -210,7 +224,6 @@ const lordba_kernels lordba_kernels_scalar = {
     .rate_prefill = 20000,
     .rank_lanes_up_to = 4,
     .decode = decode_scalar,
-    .widen = widen_scalar,
     .pack_a = lordba_pack_a_scalar,
     .sum_inputs = sum_inputs_scalar,
     .sum_ranks = sum_ranks_scalar,

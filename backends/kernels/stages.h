@@ -27,6 +27,11 @@ extern const lordba_stages lordba_token_lanes; /* the lanes are tokens */
 static inline size_t lordba_at_most(size_t value, size_t limit) { return value < limit ? value : limit; }
 static inline size_t lordba_ceil_div(size_t value, size_t by) { return (value + by - 1) / by; }
 
+/* Bytes of n scales without what their codes mean. */
+static inline size_t lordba_value_bytes(lordba_scale_code code, size_t n) {
+  return code == LORDBA_FP32 ? 4 * n : code == LORDBA_FP16 ? 2 * n : code == LORDBA_INT8 ? n : (n + 1) / 2;
+}
+
 static inline size_t lordba_padded_rank(const lordba_module* module) {
   return lordba_ceil_div(module->r, LORDBA_LANES) * LORDBA_LANES;
 }

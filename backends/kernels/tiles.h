@@ -34,17 +34,14 @@ struct lordba_kernels {
    * The lanes are ranks, then outputs.
    */
 
-  /* v[i] = x[i] for n <= LORDBA_CHUNK inputs of fp16 or bf16. */
-  void (*widen)(const void* x, lordba_dtype dtype, size_t n, float* v);
-
   /* Turns a chunk of A, `rows` <= LORDBA_MAX_RANKS rows of `bytes` <= 64 bytes, into the order that sum_inputs reads:
    * ceil(bytes / 4) words for each of blocks * LORDBA_LANES ranks. Rows and bits that are not there become 0. */
   void (*pack_a)(const uint8_t* a, size_t row_bytes, size_t rows, size_t bytes, size_t blocks, uint32_t* words);
 
   /* sums[t][j] = signed sum of s_in * x over a chunk's n inputs, for blocks * LORDBA_LANES ranks. s_in is padded with
    * zeros to a multiple of LORDBA_WORD, x is not; words can be read up to 3 bytes too far. */
-  void (*sum_inputs)(const float* x, size_t x_stride, size_t tokens, size_t n, const float* s_in, const uint32_t* words,
-                     size_t blocks, float* sums, size_t sums_stride);
+  void (*sum_inputs)(const void* x, size_t x_stride, lordba_dtype dtype, size_t tokens, size_t n, const float* s_in,
+                     const uint32_t* words, size_t blocks, float* sums, size_t sums_stride);
 
   /* Stage 2 over `ranks` <= LORDBA_MAX_RANKS ranks and n outputs: acc[t][o] = carry_in[o] + sum_j B[o][j] h[t][j]. h
    * is padded with zeros to a multiple of LORDBA_LANES. B's rows of 1, 2, 4 or 8 bytes (up to 8, 16, 32 or 64 ranks)
@@ -90,8 +87,6 @@ extern const lordba_kernels lordba_kernels_avx2;
 extern const lordba_kernels lordba_kernels_avx512;
 #elif defined(__aarch64__)
 extern const lordba_kernels lordba_kernels_neon;
-extern const lordba_kernels lordba_kernels_dotprod;
-extern const lordba_kernels lordba_kernels_i8mm;
 #endif
 
 /* Constant-size copies that compilers turn into plain loads. */

@@ -60,9 +60,10 @@ UNROLLED void make_input_tables(const void* x, size_t x_stride, lordba_dtype dty
         make_table(v + k, tables + (i + k) / LORDBA_GROUP * LORDBA_TABLE + first);
       }
     }
-    if (i < n) {
+    for (; i < (n + 7) / 8 * 8; i += WIDTH) {
+      const size_t lanes = i < n ? n - i : 0;
       vector v[WIDTH];
-      load_block(x, x_stride, dtype, rows, first * x_stride + i, n - i, load_n(s_in, LORDBA_F32, i, n - i), v);
+      load_block(x, x_stride, dtype, rows, first * x_stride + i, lanes, load_n(s_in, LORDBA_F32, i, lanes), v);
 #pragma GCC unroll 4
       for (size_t k = 0; k < WIDTH; k += LORDBA_GROUP) {
         if (i + k < (n + 7) / 8 * 8) make_table(v + k, tables + (i + k) / LORDBA_GROUP * LORDBA_TABLE + first);

@@ -1,0 +1,1 @@
+"""The kernel benchmark's parts: native C side, baselines, measuring, report, plot."""
