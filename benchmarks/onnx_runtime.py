@@ -91,6 +91,7 @@ class Variant:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = threads
+        options.add_session_config_entry("session.force_spinning_stop", "1")  # or it takes the next variant's time
         if native:
             options.register_custom_ops_library(str(library()))
         self.session = onnxruntime.InferenceSession(str(program), options)
