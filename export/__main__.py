@@ -12,7 +12,8 @@ from lordba.errors import LordbaError
 from lordba.inspect import parity_table
 
 if TYPE_CHECKING:
-    from .bundle import ExportOptions, ExportResult
+    from .bundle import ExportResult
+    from .target import ExportOptions
 
 DESCRIPTION = """\
 Lower a decoder with unmerged LoRDBA adapters into a bundle: the program, one small file per adapter, a manifest.
@@ -21,6 +22,7 @@ Without --model and --adapter it takes the embedded default: SmolLM2-135M-Instru
 EXAMPLES = """\
 examples:
   python -m lordba.export --target executorch
+  python -m lordba.export --target onnx --base-quant int8
   python -m lordba.export --target executorch --model ./my-model --adapter ./pirate --adapter terse=./my-terse-adapter
   python -m lordba.export --target executorch --base-quant none --adapter-mode input --output ./float-bundle
 """
@@ -35,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = result.add_argument
-    add("--target", required=True, choices=["executorch"], help="the runtime to export for")
+    add("--target", required=True, choices=["executorch", "onnx"], help="the runtime to export for")
     add("--model", help="a local folder, a .gguf file or a hub id (the only case that uses the network)")
     add(
         "--adapter",
@@ -55,16 +57,28 @@ def parser() -> argparse.ArgumentParser:
         "--adapter-mode",
         default="ptd",
         choices=["ptd", "input"],
-        help="ptd: a data file beside the program, also for ExecuTorch's own LLM runner; "
+        help="executorch: ptd is a data file beside the program, also for ExecuTorch's own LLM runner; "
         "input: an argument of each call, swapped without reloading, of any rank",
     )
-    add("--max-seq-len", type=int, default=512, help="tokens that the KV cache holds (default: 512)")
+    add(
+        "--max-seq-len",
+        type=int,
+        help="tokens that the KV cache holds (default: 512 for executorch, what the model takes for onnx)",
+    )
     add(
         "--route",
         default="auto",
         choices=["auto", "fast", "generic"],
-        help="how the model is captured: fast for Llama-like models, generic for any transformers decoder",
+        help="executorch: fast captures Llama-like models, generic any transformers decoder",
     )
+    add(
+        "--accuracy-level",
+        type=int,
+        default=4,
+        choices=[0, 4],
+        help="onnx: 4 rounds the activations of quantized layers to int8, which is fast (default); 0 keeps them float",
+    )
+    add("--ort-format", action="store_true", help="onnx: also write the program as .ort files, for builds for phones")
     return result
 
 
@@ -85,13 +99,24 @@ def read_adapters(values: list[str], use_shipped: bool) -> dict[str, Adapter]:
     return {name: load_adapter(path) for name, path in folders.items()}
 
 
+def check_options(arguments: argparse.Namespace) -> None:
+    """Refuse an option of the other target, which would be without effect."""
+    owners = {"adapter_mode": "executorch", "route": "executorch", "accuracy_level": "onnx", "ort_format": "onnx"}
+    for name, target in owners.items():
+        if target != arguments.target and getattr(arguments, name) != parser().get_default(name):
+            option = "--" + name.replace("_", "-")
+            raise LordbaError(f"{option} is for --target {target}, not for {arguments.target}; leave it out")
+
+
 def main() -> None:
     arguments = parser().parse_args()
+    check_options(arguments)
     quiet_libraries()
     adapters = read_adapters(arguments.adapter, use_shipped=arguments.model is None)
     from lordba.models import load_base
 
-    from .bundle import ExportOptions, export_executorch
+    from .bundle import EXPORTERS
+    from .target import ExportOptions
 
     options = ExportOptions(
         output=arguments.output or Path(f"bundle-{arguments.target}"),
@@ -99,6 +124,8 @@ def main() -> None:
         adapter_mode=arguments.adapter_mode,
         max_seq_len=arguments.max_seq_len,
         route=arguments.route,
+        accuracy_level=arguments.accuracy_level,
+        ort_format=arguments.ort_format,
     )
     status = console(stderr=True)
     started = time.monotonic()
@@ -109,7 +136,7 @@ def main() -> None:
             spinner.update(step)
 
         report("loading the model")
-        result = export_executorch(load_base(arguments.model), adapters, options, report)
+        result = EXPORTERS[arguments.target](load_base(arguments.model), adapters, options, report)
     show(result, options)
     if not all(check.passed for check in result.manifest.parity):
         print("error: the bundle was written, but a parity check failed (see the table)", file=sys.stderr)
@@ -137,8 +164,7 @@ def show(result: "ExportResult", options: "ExportOptions") -> None:
     perplexity = ", ".join(f"{name} {value:.2f}" for name, value in result.perplexities.items())
     out.print(
         f"{options.output}/{result.manifest.program}: {result.program_bytes / 1e6:.1f} MB, "
-        f"base {result.manifest.base_quant}, {result.partitions} delegate partitions"
-        + (f"; perplexity {perplexity}" if perplexity else ""),
+        f"base {result.manifest.base_quant}, {result.figure}" + (f"; perplexity {perplexity}" if perplexity else ""),
         soft_wrap=True,
     )
     first = result.rows[0].adapter.name

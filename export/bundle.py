@@ -1,54 +1,27 @@
 """Making a bundle: capture, quantize, lower, verify, write; the order in which `python -m lordba.export` works."""
 
 import importlib.metadata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
 
 from lordba.adapter import Adapter
-from lordba.bundle import MANIFEST_NAME, BundleAdapter, Manifest, ParityCheck, read_bundle, write_manifest
+from lordba.bundle import MANIFEST_NAME, Bundle, BundleAdapter, Manifest, ParityCheck, read_bundle, write_manifest
 from lordba.errors import LordbaError
 from lordba.files import check_new_folder, new_folder
 from lordba.models import BaseModel, fingerprint
 from lordba.session import Session
 from lordba.threads import one_torch_thread
 
-from .capture import Captured, capture
-from .executorch import Lowered, lower, write_ptd
-from .quantize import quantize_base
-from .verify import (
-    ADAPTER_LIMITS,
-    FLOAT_LIMITS,
-    GATE,
-    OP_LIMIT,
-    QUANTIZED_LIMITS,
-    OpProbe,
-    Windows,
-    compare,
-    eager_logits,
-    float_logits,
-    judge,
-    program_logits,
-    text_windows,
-)
+from .target import ExportOptions, Program, Target
+from .verify import GATE, OP_LIMIT, Windows, compare, eager_logits, float_logits, judge, program_logits, text_windows
 
 ADAPTER_WINDOWS = 2
-PROGRAM_NAME = "model.pte"
+OTHER_WAY_TOKENS = 64  # of a window, for ways to run a bundle that are not the one users get
 TOKENIZER_NAME = "tokenizer.json"
 Report = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """What the user chose; base_quant `auto` is int4 where it passes the quality gate, else int8."""
-
-    output: Path
-    base_quant: str = "auto"
-    adapter_mode: str = "ptd"
-    max_seq_len: int = 512
-    route: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -67,15 +40,38 @@ class ExportResult:
     manifest: Manifest
     rows: list[AdapterRow]
     program_bytes: int
-    partitions: int
+    figure: str
     perplexities: dict[str, float]
 
 
-@one_torch_thread()
 def export_executorch(
     base: BaseModel, adapters: dict[str, Adapter], options: ExportOptions, report: Report = lambda _: None
 ) -> ExportResult:
     """Export a model with its adapters as an ExecuTorch bundle; nothing is written unless everything succeeds."""
+    from .target_executorch import ExecuTorchTarget
+
+    return export(ExecuTorchTarget(base, adapters, options), base, adapters, options, report)
+
+
+def export_onnx(
+    base: BaseModel, adapters: dict[str, Adapter], options: ExportOptions, report: Report = lambda _: None
+) -> ExportResult:
+    """Export a model with its adapters as an ONNX bundle; nothing is written unless everything succeeds."""
+    try:
+        from .target_onnx import OnnxTarget
+    except ImportError as missing:
+        raise LordbaError(f"the ONNX target needs {missing.name}; run: pip install 'lordba[onnx]'") from missing
+    return export(OnnxTarget(base, adapters, options), base, adapters, options, report)
+
+
+EXPORTERS = {"executorch": export_executorch, "onnx": export_onnx}
+
+
+@one_torch_thread()
+def export(
+    target: Target, base: BaseModel, adapters: dict[str, Adapter], options: ExportOptions, report: Report
+) -> ExportResult:
+    """The way of every export, through what a target brings to it."""
     if not adapters:
         raise LordbaError("there is no adapter to export; name at least one with --adapter FOLDER")
     check_new_folder(options.output, replaceable_if=MANIFEST_NAME)
@@ -83,42 +79,37 @@ def export_executorch(
     base_print = fingerprint(base.model)
     check_base(adapters, base_print, base.name)
     report("capturing the decoder")
-    captured = capture(base.model, adapters, options.max_seq_len, options.route)
-    windows = text_windows(lambda text: base.tokenizer(text).input_ids, options.max_seq_len)
-    captured, base_quant, quality = quantized(base, captured, windows, adapters, options, report)
-    size = captured.slot.size_for(list(adapters.values()))
-    fixed = size if options.adapter_mode == "ptd" else None
-    blobs = {name: captured.slot.blob_of(adapter, fixed) for name, adapter in adapters.items()}
-    nothing = captured.slot.blob_of(None, fixed)
-    report("lowering to ExecuTorch")
-    trace = max(blobs.values(), key=Tensor.numel)
+    target.capture()
+    windows = text_windows(lambda text: base.tokenizer(text).input_ids, target.max_seq_len)
+    base_quant, quality = quantized(target, base, windows, options, report)
+    report(f"lowering to {target.title}")
     eos = eos_ids(base)
-    lowered = lower(captured, trace, options.adapter_mode, runner_metadata(base, captured, eos))
+    target.lower(base_print, eos)
 
     with new_folder(options.output, replaceable_if=MANIFEST_NAME) as folder:
-        (folder / PROGRAM_NAME).write_bytes(lowered.pte)
+        program = target.write(folder)
         base.tokenizer.backend_tokenizer.save(str(folder / TOKENIZER_NAME))
-        entries = write_adapters(folder, adapters, blobs, nothing, lowered)
         manifest = Manifest(
-            target="executorch",
-            program=PROGRAM_NAME,
+            target=target.name,
+            program=program.path,
             base={"name": base.name, "fingerprint": base_print},
             base_quant=base_quant,
-            toolchain={name: version_of(name) for name in ("torch", "executorch", "transformers")},
-            requires=lowered.requires,
-            adapter_mode=options.adapter_mode,
-            max_seq_len=options.max_seq_len,
+            toolchain={name: version_of(name) for name in target.toolchain},
+            requires=program.requires,
+            adapter_mode=program.adapter_mode,
+            max_seq_len=target.max_seq_len,
             eos_ids=eos,
-            modules=captured.slot.paths,
-            adapters=entries,
+            modules=list(program.modules),
+            adapters=[entry(folder, program, name, adapter) for name, adapter in adapters.items()],
             tokenizer=TOKENIZER_NAME,
-            no_adapter=adapter_path("none", options.adapter_mode),
+            no_adapter=program.no_adapter,
         )
         write_manifest(folder, manifest)
-        parity, rows = verify(folder, captured, windows, adapters, blobs, nothing, base_quant, quality, report)
+        parity, rows = verify(target, read_bundle(folder), windows, adapters, quality, report)
         manifest = replace(manifest, parity=parity)
         write_manifest(folder, manifest)
-    return ExportResult(manifest, rows, len(lowered.pte), lowered.partitions, quality)
+        size = sum(path.stat().st_size for path in folder.glob(program.path + "*"))
+    return ExportResult(manifest, rows, size, program.figure, quality)
 
 
 def check_base(adapters: dict[str, Adapter], base_print: str, base_name: str) -> None:
@@ -132,116 +123,106 @@ def check_base(adapters: dict[str, Adapter], base_print: str, base_name: str) ->
 
 
 def quantized(
-    base: BaseModel,
-    captured: Captured,
-    windows: Windows,
-    adapters: dict[str, Adapter],
-    options: ExportOptions,
-    report: Report,
-) -> tuple[Captured, str, dict[str, float]]:
-    """Quantize the base as asked; with `auto`, fall back from int4 to int8 where int4 misses the quality gate.
+    target: Target, base: BaseModel, windows: Windows, options: ExportOptions, report: Report
+) -> tuple[str, dict[str, float]]:
+    """Quantize the captured base as asked; with `auto`, fall back from int4 to int8 where int4 misses the quality gate.
 
-    Returns the captured decoder, the quantization used, and perplexities of the float model and the eager decoder.
+    Returns the quantization used, and perplexities of the float model and the eager decoder.
     """
     if options.base_quant == "none":
-        return captured, "none", {}
+        return "none", {}
     choices = ["int4", "int8"] if options.base_quant == "auto" else [options.base_quant]
     quality: dict[str, float] = {}
-    for i, choice in enumerate(choices):
-        if i:
-            captured = capture(base.model, adapters, options.max_seq_len, options.route)
+    for choice in choices:
+        captured = target.capture()
         report(f"quantizing the base to {choice} and measuring its quality")
-        quantize_base(captured.module, choice)
-        candidate = eager_logits(captured, windows, captured.slot.blob_of(None))
-        figures = compare(windows, float_logits(base.model, windows), candidate).metrics()
+        target.quantize(choice)
+        figures = compare(windows, float_logits(base.model, windows), eager_logits(captured, windows, None)).metrics()
         quality = {"float": figures["perplexity"] / figures["perplexity_ratio"], "eager": figures["perplexity"]}
         if figures["perplexity_ratio"] <= GATE:
             break
-    return captured, choice, quality
+    return choice, quality
 
 
-def adapter_path(name: str, mode: str) -> str:
-    return f"adapters/{name}.{'ptd' if mode == 'ptd' else 'blob'}"
-
-
-def write_adapters(
-    folder: Path, adapters: dict[str, Adapter], blobs: dict[str, Tensor], nothing: Tensor, lowered: Lowered
-) -> list[BundleAdapter]:
-    """Write each adapter, and the file that stands for none, in the form that the program takes."""
-    (folder / "adapters").mkdir()
-    mode = "ptd" if lowered.adapter_key else "input"
-
-    def write(name: str, blob: Tensor) -> Path:
-        path = folder / adapter_path(name, mode)
-        if lowered.adapter_key:
-            write_ptd(path, lowered.adapter_key, blob)
-        else:
-            path.write_bytes(blob.numpy().tobytes())
-        return path
-
-    write("none", nothing)
-    return [
-        BundleAdapter(
-            name=name,
-            file=adapter_path(name, mode),
-            r=adapter.r,
-            scale_code=adapter.scale_code.value,
-            modules=len(adapter.modules),
-            bytes=adapter.nbytes,
-            fp16_lora_bytes=adapter.fp16_lora_bytes,
-            file_bytes=write(name, blobs[name]).stat().st_size,
-        )
-        for name, adapter in adapters.items()
-    ]
+def entry(folder: Path, program: Program, name: str, adapter: Adapter) -> BundleAdapter:
+    """What the manifest says of a written adapter."""
+    file = program.adapter_files[name]
+    return BundleAdapter(
+        name=name,
+        file=file,
+        r=adapter.r,
+        scale_code=adapter.scale_code.value,
+        modules=len(adapter.modules),
+        bytes=adapter.nbytes,
+        fp16_lora_bytes=adapter.fp16_lora_bytes,
+        file_bytes=(folder / file).stat().st_size,
+    )
 
 
 def verify(
-    folder: Path,
-    captured: Captured,
+    target: Target,
+    bundle: Bundle,
     windows: Windows,
     adapters: dict[str, Adapter],
-    blobs: dict[str, Tensor],
-    nothing: Tensor,
-    base_quant: str,
     quality: dict[str, float],
     report: Report,
 ) -> tuple[list[ParityCheck], list[AdapterRow]]:
     """Compare the written bundle, through the runtime, with the eager decoder; base first, then every adapter."""
-    bundle = read_bundle(folder)
-    limits, adapter_limits = (
-        (FLOAT_LIMITS, FLOAT_LIMITS) if base_quant == "none" else (QUANTIZED_LIMITS, ADAPTER_LIMITS)
-    )
+    captured = target.captured
+    limits, adapter_limits = target.limits(bundle.manifest.base_quant)
+    (main, session), *other_ways = target.sessions(bundle).items()
     report("verifying the program without adapter")
-    session = Session(bundle)
     base_logits = []
 
-    def remembered():
+    def remembered() -> Iterator[Tensor]:
         for i, logits in enumerate(program_logits(session, windows)):
             if i < ADAPTER_WINDOWS:
                 base_logits.append(logits)
             yield logits
 
-    figures = compare(windows, eager_logits(captured, windows, nothing), remembered()).metrics()
-    checks = judge("program", None, figures, limits)
+    figures = compare(windows, eager_logits(captured, windows, None), remembered()).metrics()
+    checks = judge(main, None, figures, limits)
     if quality:
         quality["program"] = figures["perplexity"]
         ratio = {"perplexity_ratio_to_float": figures["perplexity"] / quality["float"]}
         checks += judge("quality gate", None, ratio, {"perplexity_ratio_to_float": GATE})
     report("verifying every adapter op on real activations")
-    probe = OpProbe(captured, windows, blobs[next(iter(blobs))])
+    probe = target.probe(windows.tokens[0])
     rows = []
     few = windows.first(ADAPTER_WINDOWS)
-    for entry in bundle.manifest.adapters:
-        report(f"verifying adapter {entry.name}")
-        session.use(entry.name)
+    for listed in bundle.manifest.adapters:
+        report(f"verifying adapter {listed.name}")
+        session.use(listed.name)
         found = list(program_logits(session, few))
-        figures = compare(few, eager_logits(captured, few, blobs[entry.name]), iter(found)).metrics()
-        checks += judge("program", entry.name, figures, adapter_limits)
-        error = probe.worst_error(adapters[entry.name], blobs[entry.name])
-        checks += judge("adapter ops", entry.name, {"max_rel_err": error}, {"max_rel_err": OP_LIMIT})
+        figures = compare(few, eager_logits(captured, few, adapters[listed.name]), iter(found)).metrics()
+        checks += judge(main, listed.name, figures, adapter_limits)
+        error = probe.worst_error(listed.name)
+        checks += judge("adapter ops", listed.name, {"max_rel_err": error}, {"max_rel_err": OP_LIMIT})
         moved = compare(few, iter(base_logits), iter(found)).metrics()["mean_kl"]
-        rows.append(AdapterRow(entry, error, moved))
+        rows.append(AdapterRow(listed, error, moved))
+    short = windows.first(ADAPTER_WINDOWS, OTHER_WAY_TOKENS)
+    for way, other in other_ways:
+        report(f"verifying the {way}")
+        checks += verify_other_way(way, other, target, short, adapters, adapter_limits)
     return checks, rows
+
+
+def verify_other_way(
+    way: str,
+    session: Session,
+    target: Target,
+    windows: Windows,
+    adapters: dict[str, Adapter],
+    limits: Mapping[str, float],
+) -> list[ParityCheck]:
+    """The same checks, on less text, of another way to run the bundle."""
+    checks = []
+    for name in (None, *adapters):
+        session.use(name)
+        reference = eager_logits(target.captured, windows, adapters[name] if name else None)
+        figures = compare(windows, reference, program_logits(session, windows)).metrics()
+        checks += judge(way, name, figures, limits)
+    return checks
 
 
 def version_of(package: str) -> str:
@@ -254,22 +235,6 @@ def eos_ids(base: BaseModel) -> list[int]:
     ids = base.model.generation_config.eos_token_id if base.model.generation_config else None
     ids = base.tokenizer.eos_token_id if ids is None else ids
     return [] if ids is None else list(ids) if isinstance(ids, list | tuple) else [ids]
-
-
-def runner_metadata(base: BaseModel, captured: Captured, eos: list[int]) -> dict[str, object]:
-    """The metadata methods that ExecuTorch's own LLM runner asks a program for."""
-    config = base.model.config
-    return {
-        "get_bos_id": base.tokenizer.bos_token_id or 0,
-        "get_eos_ids": eos or [0],
-        "get_max_seq_len": captured.max_seq_len - 1,
-        "get_max_context_len": captured.max_seq_len,
-        "get_n_layers": config.num_hidden_layers,
-        "get_vocab_size": config.vocab_size,
-        "use_kv_cache": True,
-        "use_sdpa_with_kv_cache": True,
-        "enable_dynamic_shape": True,
-    }
 
 
 def shipped_adapters() -> dict[str, Path]:

@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+from torch import Tensor
+
 from lordba.adapter import Adapter
 from lordba.errors import LordbaError
 from lordba.layers import check_fits
@@ -29,6 +32,16 @@ class Captured:
     slot: AdapterSlot
     route: str
     max_seq_len: int
+
+    @torch.no_grad()
+    def logits(self, tokens: Tensor, adapter: Adapter | None) -> Tensor:
+        """Eager logits [T, vocabulary] of tokens int64 [T] from the start of the cache."""
+        self.slot.blob = self.slot.blob_of(adapter)
+        self.module.all_logits = True
+        try:
+            return self.module(tokens[None], torch.tensor([0]))[0]
+        finally:
+            self.module.all_logits = False
 
 
 def capture(model: "PreTrainedModel", adapters: dict[str, Adapter], max_seq_len: int, route: str = "auto") -> Captured:

@@ -1,6 +1,7 @@
 """The generic path: any transformers decoder, with its attention and cache replaced through transformers' registry."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -49,49 +50,61 @@ def static_cache_attention(
     return attend(q, k, v, cache.k, cache.v, start, scale), None
 
 
+def with_attention(model: Any, name: str, attention: Callable[..., tuple[Tensor, None]]) -> Any:
+    """A copy of the model's structure, sharing its weights, that runs this attention and makes no mask of its own.
+
+    Its head has a weight of its own, and every linear layer is an nn.Linear.
+    """
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    if getattr(model.config, "num_attention_heads", None) is None or not getattr(
+        model, "_supports_attention_backend", False
+    ):
+        raise LordbaError(
+            f"the generic path needs a decoder whose attention is configurable; {type(model).__name__} has none"
+        )
+    model = copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
+    ALL_ATTENTION_FUNCTIONS.register(name, attention)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(name, lambda *args, **kwargs: None)
+    model.config._attn_implementation = name
+    output = model.get_output_embeddings()
+    if output is not None and output.weight is model.get_input_embeddings().weight:
+        # Embedding and head are quantized apart, and tied weights do not export.
+        model.set_output_embeddings(side_by_side(output))
+        model.config.tie_word_embeddings = False
+    for path, layer in list(model.named_modules()):
+        if type(layer).__name__ == "Conv1D":  # GPT-2's linear layer, weight transposed
+            model.set_submodule(path, as_linear(layer))
+    return model
+
+
+def cache_shape(config: Any) -> tuple[int, int, int]:
+    """Layers, heads of keys and values, and their width."""
+    heads = config.num_attention_heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return config.num_hidden_layers, kv_heads, head_dim
+
+
 class GenericDecoder(nn.Module):
     """Same contract as decoder.Decoder, around the unmodified transformers model."""
 
     def __init__(self, model: Any, adapted: set[str], max_seq_len: int) -> None:
         super().__init__()
-        from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-        # A copy of the structure that shares the weights, so that the caller's model stays as it is.
-        model = copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
-        config = model.config
-        heads = getattr(config, "num_attention_heads", None)
-        if heads is None or not getattr(model, "_supports_attention_backend", False):
-            raise LordbaError(
-                f"the generic path needs a decoder whose attention is configurable; {type(model).__name__} has none"
-            )
-        ALL_ATTENTION_FUNCTIONS.register(ATTENTION_NAME, static_cache_attention)
-        ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION_NAME, lambda *args, **kwargs: None)
         self.all_logits = False
         self.max_seq_len = max_seq_len
-        self.model = model
-        self.model.config._attn_implementation = ATTENTION_NAME
-        output = model.get_output_embeddings()
-        if output is not None and output.weight is model.get_input_embeddings().weight:
-            # Embedding and head are quantized apart, and tied weights do not export.
-            model.set_output_embeddings(side_by_side(output))
-            config.tie_word_embeddings = False
-        kv_heads = getattr(config, "num_key_value_heads", None) or heads
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-        self.caches = nn.ModuleList(
-            [LayerCache(max_seq_len, kv_heads, head_dim) for _ in range(config.num_hidden_layers)]
-        )
+        self.model = with_attention(model, ATTENTION_NAME, static_cache_attention)
+        layers, kv_heads, head_dim = cache_shape(model.config)
+        self.caches = nn.ModuleList([LayerCache(max_seq_len, kv_heads, head_dim) for _ in range(layers)])
         self.slot = AdapterSlot()
-        for path, layer in list(model.named_modules()):
-            if type(layer).__name__ == "Conv1D":  # GPT-2's linear layer, weight transposed
-                layer = as_linear(layer)
-                model.set_submodule(path, layer)
+        for path, layer in list(self.model.named_modules()):
             if path in adapted:
                 size = linear_size(layer)
                 assert size is not None  # check_fits has seen to it
                 wrapped = AdaptedLinear(layer, size[0], [size[1]], after=True)
                 wrapped.adapt(self.slot, [path], adapted)
-                model.set_submodule(path, wrapped)
+                self.model.set_submodule(path, wrapped)
 
     def forward(self, tokens: Tensor, input_pos: Tensor, adapter: Tensor | None = None) -> Tensor:
         if adapter is not None:

@@ -5,7 +5,7 @@ only; asymmetric ones lose their zero points silently. `SplitInt4Linear` therefo
 small float layer beside them, which makes 4-bit weights with a minimum per group exact (Q4_1 GGUFs are such).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -65,10 +65,9 @@ class SplitInt4Linear(nn.Module):
         super().__init__()
         weight = source.weight.detach()
         n, k = weight.shape
-        groups = weight.reshape(n, k // GROUP, GROUP)
-        low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
-        step = ((high - low) / 15).clamp_min(torch.finfo(torch.bfloat16).tiny)
-        codes = ((groups - low) / step).round() - 8
+        codes, step, _ = group_codes(weight)
+        codes = codes - 8
+        groups = weight.view(n, k // GROUP, GROUP)
         scale = step.to(torch.bfloat16).to(torch.float32)
         offset = (groups - codes * scale).mean(-1)  # takes up what rounding the scale to bf16 shifted
         packed = IntxUnpackedToInt8Tensor(
@@ -86,6 +85,18 @@ class SplitInt4Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.codes(x) + self.offset(self.group_sums(x))
+
+
+def group_codes(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """weight [n, k] as codes 0..15 (float) [n, k/32, 32], step and lowest value of each group [n, k/32, 1].
+
+    weight = step * code + low; exact for weights that were made so, like those of Q4_1 GGUFs.
+    """
+    n, k = weight.shape
+    groups = weight.reshape(n, k // GROUP, GROUP)
+    low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
+    step = ((high - low) / 15).clamp_min(torch.finfo(torch.bfloat16).tiny)
+    return ((groups - low) / step).round(), step, low
 
 
 def int8_linear(source: nn.Linear) -> QuantizedLinear:
@@ -128,21 +139,32 @@ def bare_linear(weight: Tensor) -> nn.Linear:
 
 def quantize_base(module: Decoder | GenericDecoder, base_quant: str) -> None:
     """Quantize every linear and embedding of a captured decoder, in place; its adapters are not touched."""
+    import executorch.exir.passes._quant_patterns_and_replacements  # noqa: F401 (registers embedding_byte)
+
+    def linear(layer: nn.Linear, bits: int) -> nn.Module:
+        return SplitInt4Linear(layer) if bits == 4 and layer.in_features % GROUP == 0 else int8_linear(layer)
+
+    replace_layers(module, head_of(module), base_quant, linear, Int8Embedding)
+    unwrap_tensor_subclass(module)
+
+
+def replace_layers(
+    module: nn.Module,
+    head: nn.Module,
+    base_quant: str,
+    linear: Callable[[nn.Linear, int], nn.Module],
+    embedding: Callable[[nn.Embedding], nn.Module],
+) -> None:
+    """Put a target's quantized layers into a captured decoder: linears in 4 or 8 bit, the head and embeddings in 8."""
     if base_quant not in BASE_QUANTS:
         raise LordbaError(f"--base-quant must be one of {', '.join(BASE_QUANTS)}, found {base_quant!r}")
     if base_quant == "none":
         return
-    import executorch.exir.passes._quant_patterns_and_replacements  # noqa: F401 (registers embedding_byte)
-
-    head = head_of(module)
     for path, layer in list(replaceable(module)):
         if isinstance(layer, nn.Embedding):
-            module.set_submodule(path, Int8Embedding(layer))
-        elif base_quant == "int4" and layer is not head and layer.in_features % GROUP == 0:
-            module.set_submodule(path, SplitInt4Linear(layer))
+            module.set_submodule(path, embedding(layer))
         else:
-            module.set_submodule(path, int8_linear(layer))
-    unwrap_tensor_subclass(module)
+            module.set_submodule(path, linear(layer, 4 if base_quant == "int4" and layer is not head else 8))
 
 
 def head_of(module: Decoder | GenericDecoder) -> nn.Module:

@@ -48,7 +48,7 @@ def main() -> None:
     arguments = parser().parse_args()
     if arguments.max_new_tokens < 1:
         raise LordbaError(f"--max-new-tokens must be at least 1, found {arguments.max_new_tokens}")
-    bundle = read_bundle(arguments.bundle, "executorch")
+    bundle = read_bundle(arguments.bundle)
     adapter = None if arguments.adapter == "none" else arguments.adapter
     bundle.adapter_file(adapter)
     tokenizer = load_tokenizer(bundle)

@@ -1,45 +1,37 @@
-"""Running a bundle's ExecuTorch program: load, swap the adapter, feed tokens, generate."""
+"""Running a bundle: load, swap the adapter, feed tokens, generate; the runtime's part is a Runner."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from lordba.bundle import Bundle
 from lordba.errors import LordbaError
 
-if TYPE_CHECKING:
-    from executorch.runtime import Runtime
 
+class Runner(Protocol):
+    """A loaded program with its KV cache, in its runtime."""
 
-class Program:
-    """A program's `forward` in ExecuTorch's runtime, with our kernels and ExecuTorch's LLM and quantized ones."""
+    longest: int
+    """How many tokens one run takes."""
 
-    def __init__(self, program: Path | bytes, data: Path | None = None) -> None:
-        # The method refers to the program's memory without owning it: both must live as long as this.
-        self._program = _runtime().load_program(program, data_path=data)
-        self._method = self._program.load_method("forward")
+    def use(self, file: Path | None) -> None:
+        """Switch to the adapter in this file; None is the base alone, where that needs no file."""
+        ...
 
-    def execute(self, inputs: Sequence[object]) -> Sequence[Tensor]:
-        """Run once; the tensors returned are overwritten by the next call."""
-        return self._method.execute(inputs)
+    def run(self, tokens: Sequence[int], start: int) -> np.ndarray:
+        """Run tokens that follow the first `start` of the cache (0 forgets it): the last one's logits, float32."""
+        ...
 
 
 class Session:
-    """One loaded program with its KV cache. `use` swaps the adapter; `feed` returns the logits of the last token.
+    """One loaded program with its KV cache. `use` swaps the adapter; `feed` returns the logits of the last token."""
 
-    In ptd mode a swap loads the program again with another data file; in input mode it is a new argument.
-    """
-
-    def __init__(self, bundle: Bundle, adapter: str | None = None) -> None:
+    def __init__(self, bundle: Bundle, adapter: str | None = None, runner: Runner | None = None) -> None:
         self.bundle = bundle
         self.max_seq_len = bundle.manifest.max_seq_len
-        _check_operators(bundle)
-        self._program: Program | None = None
-        self._blob: Tensor | None = None
+        self._runner = runner or open_runner(bundle)
         self._length = 0
         self.use(adapter)
 
@@ -50,13 +42,7 @@ class Session:
 
     def use(self, adapter: str | None) -> None:
         """Switch to an adapter of the bundle, or to the base alone (None); the KV cache starts anew."""
-        file = self.bundle.adapter_file(adapter)
-        if self.bundle.manifest.adapter_mode == "input":
-            assert file is not None
-            self._blob = torch.from_numpy(np.fromfile(file, dtype=np.uint8))
-            self._program = self._program or Program(self.bundle.program)
-        else:
-            self._program = Program(self.bundle.program, file)
+        self._runner.use(self.bundle.adapter_file(adapter))
         self.reset()
 
     def reset(self) -> None:
@@ -70,15 +56,13 @@ class Session:
                 f"{len(tokens)} tokens after {self._length} do not fit the program, which was exported for "
                 f"{self.max_seq_len}; shorten the prompt or export with a larger --max-seq-len"
             )
-        assert self._program is not None
         logits = None
-        for begin in range(0, len(tokens), self.max_seq_len - 1):  # the program's longest input
-            part = list(tokens[begin : begin + self.max_seq_len - 1])
-            inputs = [torch.tensor([part]), torch.tensor([self._length])]
-            logits = self._program.execute(inputs if self._blob is None else [*inputs, self._blob])[0]
+        for begin in range(0, len(tokens), self._runner.longest):
+            part = tokens[begin : begin + self._runner.longest]
+            logits = self._runner.run(part, self._length)
             self._length += len(part)
         assert logits is not None
-        return logits.flatten().numpy().copy()
+        return logits
 
     def generate(self, prompt: Sequence[int], max_new_tokens: int) -> Iterator[int]:
         """Greedy continuation of a prompt, token by token, until an end token or the end of the cache."""
@@ -93,21 +77,17 @@ class Session:
             logits = self.feed([token])
 
 
-def _check_operators(bundle: Bundle) -> None:
-    missing = set(bundle.manifest.requires) - set(_runtime().operator_registry.operator_names)
-    if missing:
-        raise LordbaError(
-            f"{bundle.program}: needs operators that this runtime lacks: {', '.join(sorted(missing))}; "
-            f"the bundle was made with {bundle.manifest.toolchain}"
-        )
+def open_runner(bundle: Bundle) -> Runner:
+    """Load the bundle's program in the runtime that it was exported for."""
+    target = bundle.manifest.target
+    if target == "executorch":
+        from lordba.executorch_runner import ExecuTorchRunner
 
+        return ExecuTorchRunner(bundle)
+    if target == "onnx":
+        from lordba.onnx_runner import OnnxRunner
 
-def _runtime() -> "Runtime":
-    import executorch.kernels.quantized  # noqa: F401 (quantized embedding)
-    from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401 (KV cache and attention)
-    from executorch.runtime import Runtime
-
-    from lordba.backends.executorch import load
-
-    load()
-    return Runtime.get()
+        return OnnxRunner(bundle)
+    raise LordbaError(
+        f"{bundle.folder}: is a bundle for {target}, which does not run here; export it for executorch or onnx"
+    )

@@ -15,8 +15,10 @@ from lordba.adapter import Adapter
 from lordba.bundle import MANIFEST_NAME, Bundle, read_bundle
 from lordba.errors import LordbaError
 from lordba.export import bundle as export_bundle
+from lordba.export import target_executorch
 from lordba.export.bundle import ExportOptions, export_executorch
 from lordba.export.executorch import Lowered
+from lordba.export.target_executorch import ExecuTorchTarget
 from lordba.models import BaseModel, fingerprint
 from lordba.session import Session
 
@@ -229,7 +231,7 @@ class TestFailedExport:
     @pytest.fixture(autouse=True)
     def stand_ins(self, monkeypatch) -> None:
         lowered = Lowered(b"a program", ["lordba::sign_adapter.blob_out"], 1, None)
-        monkeypatch.setattr(export_bundle, "lower", lambda *_: lowered)
+        monkeypatch.setattr(target_executorch, "lower", lambda *_: lowered)
         monkeypatch.setattr(export_bundle, "verify", lambda *_: ([], []))
 
     @pytest.fixture
@@ -239,7 +241,7 @@ class TestFailedExport:
 
         return export
 
-    @pytest.mark.parametrize("step", ["lower", "write_adapters", "verify"])
+    @pytest.mark.parametrize("step", ["lower", "write", "verify"])
     @pytest.mark.parametrize("fault", [LordbaError("no"), RuntimeError("no"), KeyboardInterrupt()])
     def test_leaves_nothing_new_and_the_old_bundle_intact(self, export, monkeypatch, tmp_path, step, fault):
         def fail(*_):
@@ -248,7 +250,7 @@ class TestFailedExport:
         old = tmp_path / "old"
         export(old)
         before = {path: path.read_bytes() for path in old.rglob("*") if path.is_file()}
-        monkeypatch.setattr(export_bundle, step, fail)
+        monkeypatch.setattr(*((export_bundle, step) if step == "verify" else (ExecuTorchTarget, step)), fail)
         for output in (tmp_path / "new", old):
             with pytest.raises(type(fault)):
                 export(output)
@@ -287,7 +289,7 @@ class TestFailedExport:
         (tmp_path / "file").write_text("mine")
         (tmp_path / "photos").mkdir()
         (tmp_path / "photos/cat.jpg").write_text("meow")
-        monkeypatch.setattr(export_bundle, "lower", lambda *_: pytest.fail("lowered for nothing"))
+        monkeypatch.setattr(ExecuTorchTarget, "lower", lambda *_: pytest.fail("lowered for nothing"))
         with pytest.raises(LordbaError):
             export(tmp_path / output)
 
@@ -313,11 +315,9 @@ class TestQualityGate:
     @pytest.mark.parametrize("gate, chosen", [(1.05, "int4"), (0.0, "int8")])
     def test_auto(self, monkeypatch, tiny_base, north_south, gate, chosen):
         monkeypatch.setattr(export_bundle, "GATE", gate)
-        captured = export_bundle.capture(tiny_base.model, north_south, MAX_SEQ_LEN)
         windows = export_bundle.Windows(torch.randint(3, VOCABULARY, (2, 40)))
         options = ExportOptions(Path("unused"), "auto", "ptd", MAX_SEQ_LEN)
-        _, base_quant, quality = export_bundle.quantized(
-            tiny_base, captured, windows, north_south, options, lambda _: None
-        )
+        target = ExecuTorchTarget(tiny_base, north_south, options)
+        base_quant, quality = export_bundle.quantized(target, tiny_base, windows, options, lambda _: None)
         assert base_quant == chosen
         assert quality["eager"] / quality["float"] == pytest.approx(1, abs=0.05)

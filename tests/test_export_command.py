@@ -17,6 +17,8 @@ from lordba.bundle import read_bundle
 from lordba.console import run_command
 from lordba.export import __main__ as command_line
 from lordba.export import bundle as export_bundle
+from lordba.export import target_executorch
+from lordba.export.executorch import Lowered
 from lordba.models import fingerprint
 
 
@@ -63,11 +65,11 @@ def test_a_model_with_two_adapters_becomes_a_bundle(command, tiny_folder, tiny_a
 
 def test_a_failed_check_is_said_and_exits_with_1(command, monkeypatch, tiny_folder, tiny_adapters):
     checks = export_bundle.judge("program", None, {"mean_kl": 0.5}, {"mean_kl": 0.035})
-    lowered = export_bundle.Lowered(b"a program", ["lordba::sign_adapter.blob_out"], 1, None)
-    monkeypatch.setattr(export_bundle, "lower", lambda *_: lowered)
+    lowered = Lowered(b"a program", ["lordba::sign_adapter.blob_out"], 1, None)
+    monkeypatch.setattr(target_executorch, "lower", lambda *_: lowered)
 
-    def verify(folder, *_):
-        (entry, *_) = read_bundle(folder).manifest.adapters
+    def verify(target, bundle, *_):
+        (entry, *_) = bundle.manifest.adapters
         return checks, [export_bundle.AdapterRow(entry, 0.1, 0.2)]
 
     monkeypatch.setattr(export_bundle, "verify", verify)
@@ -126,6 +128,32 @@ def test_a_bad_adapter(command, tiny_folder, tiny_adapters, bad_adapters, kind):
     for word in named:
         assert word in error
     assert list(Path.cwd().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "target, options",
+    [
+        ("onnx", ["--adapter-mode", "input"]),
+        ("onnx", ["--route", "fast"]),
+        ("executorch", ["--accuracy-level", "0"]),
+        ("executorch", ["--ort-format"]),
+    ],
+)
+def test_an_option_of_the_other_target(command, target, options):
+    code, out, err = command("--target", target, *options)
+    assert code == 2 and out == "" and err.startswith(f"error: {options[0]} is for --target")
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_an_onnx_bundle(command, tiny_folder, tiny_adapters):
+    code, out, err = command(
+        *("--target", "onnx", "--model", tiny_folder, "--adapter", tiny_adapters["north"]),
+        *("--base-quant", "int8", "--accuracy-level", "0", "--max-seq-len", MAX_SEQ_LEN),
+    )
+    bundle = read_bundle(Path("bundle-onnx"), "onnx")
+    assert code == 0 and "FAILED" not in out and out.count("ok") == len(bundle.manifest.parity)
+    assert "base int8, 14 adapter nodes" in out and "python -m lordba.run bundle-onnx --adapter north" in out
+    assert bundle.manifest.max_seq_len == MAX_SEQ_LEN and "torchvision" not in err
 
 
 def test_stderr_is_one_line(tmp_path):

@@ -11,14 +11,16 @@ from lordba.adapter import Adapter
 from lordba.blob import HEADER, MAGIC, RECORD
 from lordba.bundle import Bundle
 from lordba.errors import LordbaError
+from lordba.executorch_runner import Program
 from lordba.export import executorch
 from lordba.export.capture import Captured, capture
 from lordba.export.executorch import lower
 from lordba.export.quantize import quantize_base
-from lordba.export.verify import OP_LIMIT, OpProbe, Windows
+from lordba.export.target_executorch import ExecuTorchProbe
+from lordba.export.verify import OP_LIMIT
 from lordba.models import BaseModel
 from lordba.scales import ScaleCode
-from lordba.session import Program, Session
+from lordba.session import Session
 
 TOLERANCE = 2e-5
 MODES = ("ptd", "input")
@@ -209,15 +211,15 @@ class TestQuantized:
         assert min(distance, key=distance.__getitem__) == name and sorted(distance.values())[1] > 0.1, distance
 
     def test_adapter_ops_by_themselves(self, captured, north_south, base_quant):
-        windows = Windows(torch.tensor([TOKENS]))
         blobs = {name: captured.slot.blob_of(adapter) for name, adapter in north_south.items()}
-        probe = OpProbe(captured, windows, blobs["north"])
+        probe = ExecuTorchProbe(captured, torch.tensor(TOKENS), north_south)
         for name, adapter in north_south.items():
-            assert 0 < probe.worst_error(adapter, blobs[name]) <= OP_LIMIT
-        assert probe.worst_error(north_south["north"], blobs["south"]) > 0.1
+            assert 0 < probe.worst_error(name) <= OP_LIMIT
+            assert probe.error_of(adapter, blobs[name]) == probe.worst_error(name)
+        assert probe.error_of(north_south["north"], blobs["south"]) > 0.1
         one_sign = bytearray(flipped(blobs["north"].numpy().tobytes(), 13, 1))
-        assert probe.worst_error(north_south["north"], torch.frombuffer(one_sign, dtype=torch.uint8)) > 1e3 * OP_LIMIT
-        assert probe.worst_error(north_south["north"], captured.slot.blob_of(None)) == pytest.approx(1)
+        assert probe.error_of(north_south["north"], torch.frombuffer(one_sign, dtype=torch.uint8)) > 1e3 * OP_LIMIT
+        assert probe.error_of(north_south["north"], captured.slot.blob_of(None)) == pytest.approx(1)
 
 
 def mean_kl(reference: Tensor, found: Tensor) -> float:

@@ -1,7 +1,6 @@
 """The embedded default, SmolLM2 with the adapters that ship: every figure that the export promises, measured."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,12 +10,14 @@ from torch import Tensor
 from lordba.adapter import Adapter, load_adapter
 from lordba.blob import HEADER, MAGIC, RECORD
 from lordba.bundle import Bundle, ParityCheck, read_bundle
+from lordba.executorch_runner import Program
 from lordba.export import bundle as export_bundle
 from lordba.export.bundle import ExportOptions, export_executorch, shipped_adapters
+from lordba.export.target_executorch import MAX_SEQ_LEN
 from lordba.export.verify import text_windows
 from lordba.models import BaseModel, load_base
 from lordba.run import load_tokenizer
-from lordba.session import Program, Session
+from lordba.session import Session
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(smollm2_missing() is not None, reason=f"{smollm2_missing()}")]
 
@@ -147,7 +148,7 @@ def test_a_single_flipped_sign_shows(floating, base, adapters, tokens, tmp_path)
 
 class TestQuantizedProgram:
     def test_verified_on_enough_text(self, base):
-        windows = text_windows(lambda text: base.tokenizer(text).input_ids, ExportOptions(Path()).max_seq_len)
+        windows = text_windows(lambda text: base.tokenizer(text).input_ids, MAX_SEQ_LEN)
         assert sum(len(windows.targets(i)) for i in range(len(windows.tokens))) >= 2500
 
     def test_near_the_eager_decoder_and_good_enough(self, quantized):

@@ -1,0 +1,70 @@
+"""Every SignAdapter node of a program by itself, in ONNX Runtime with our kernel."""
+
+from collections.abc import Mapping
+
+import onnx
+import torch
+from onnx import helper
+from torch import Tensor
+
+from lordba.adapter import Adapter
+from lordba.onnx_adapter import PARAMETERS, module_tensors, onnxruntime
+from lordba.scales import ScaleCode
+
+from .onnx_decoder import AdapterNode, OnnxDecoder
+from .onnx_op import DOMAIN, IR_VERSION, NAME, OPSET, VERSION, function_body
+from .target import Captured, record_inputs, worst_error
+
+
+def node_model(code: ScaleCode, dtype: torch.dtype = torch.float32) -> onnx.ModelProto:
+    """A model of one node, y = SignAdapter(x, base, ...), all of it inputs."""
+    kind = helper.np_dtype_to_tensor_dtype(torch.empty(0, dtype=dtype).numpy().dtype)
+    stored = helper.np_dtype_to_tensor_dtype(torch.empty(0, dtype=code.dtype).numpy().dtype)
+    kinds = {"x": kind, "base": kind, "signs": onnx.TensorProto.UINT8}
+    kinds["scales"] = stored
+    ranks = {"x": 3, "base": 3, "signs": 1, "scales": 1}
+    inputs = [helper.make_tensor_value_info(name, kinds[name], [None] * rank) for name, rank in ranks.items()]
+    node = helper.make_node(NAME, ["x", "base", *PARAMETERS], ["y"], NAME, domain=DOMAIN, scale_code=code.value)
+    output = helper.make_tensor_value_info("y", kind, [None] * 3)
+    return helper.make_model(
+        helper.make_graph([node], NAME, inputs, [output]),
+        opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, VERSION)],
+        functions=[function_body(code)],
+        ir_version=IR_VERSION,
+    )
+
+
+class OnnxProbe:
+    """See target.Probe."""
+
+    def __init__(
+        self, captured: Captured, decoder: OnnxDecoder, tokens: Tensor, adapters: Mapping[str, Adapter]
+    ) -> None:
+        from lordba.backends.onnxruntime import library
+
+        self._adapters = adapters
+        self._code = decoder.code
+        self._layers: dict[str, AdapterNode] = decoder.nodes
+        self._inputs = record_inputs(list(decoder.nodes.values()), captured, tokens)
+        runtime = onnxruntime()
+        options = runtime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = 1
+        options.register_custom_ops_library(str(library()))
+        self._session = runtime.InferenceSession(node_model(self._code).SerializeToString(), options)
+
+    def worst_error(self, name: str) -> float:
+        return self.error_of(self._adapters[name], self._adapters[name])
+
+    def error_of(self, adapter: Adapter, given: Adapter) -> float:
+        """The worst error against `adapter` if the nodes are given `given`."""
+        terms = []
+        for path, layer in self._layers.items():
+            if path not in given.modules:
+                continue
+            x = self._inputs[layer]
+            module = given.modules[path]
+            base = torch.zeros(*x.shape[:-1], module.d_out)
+            feeds = {"x": x.numpy(), "base": base.numpy(), **module_tensors(module, self._code)}
+            terms.append((path, x, torch.from_numpy(self._session.run(None, feeds)[0])))
+        return worst_error(terms, adapter)

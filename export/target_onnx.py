@@ -1,0 +1,123 @@
+"""The ONNX target: `model.onnx` with its weights beside it, and adapters in ONNX Runtime's own file form."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from lordba.adapter import Adapter
+from lordba.bundle import Bundle
+from lordba.errors import LordbaError
+from lordba.layers import check_fits
+from lordba.models import BaseModel
+from lordba.onnx_adapter import SUFFIX, ProgramInfo, adapter_tensors, onnxruntime, write_onnx_adapter
+from lordba.onnx_runner import OnnxRunner
+from lordba.scales import ScaleCode
+from lordba.session import Session
+
+from .genai import write_genai_config
+from .onnx import lower, requires, save
+from .onnx_decoder import OnnxDecoder
+from .onnx_probe import OnnxProbe
+from .ort_format import write_ort_pair
+from .quantize_onnx import ACCURACY_LEVELS, quantize_base
+from .target import ExportOptions, Limits, Program
+
+PROGRAM_NAME = "model.onnx"
+FLOAT_LIMITS = {"max_rel_err": 1e-4, "mean_kl": 1e-6, "top1_agreement": 0.999}
+LEVEL_LIMITS: dict[int, Limits] = {
+    0: {"max_abs_err": 2e-3, "mean_kl": 1e-6, "top1_agreement": 0.999},
+    4: {"mean_kl": 0.006, "perplexity_ratio": 1.01},
+}
+ADAPTER_LIMITS: dict[int, Limits] = {0: LEVEL_LIMITS[0], 4: {"mean_kl": 0.006}}
+
+
+class OnnxTarget:
+    """See target.Target."""
+
+    name = "onnx"
+    title = "ONNX"
+    toolchain: tuple[str, ...] = ("torch", "onnx", "onnxruntime", "onnxscript", "transformers")
+    captured: "CapturedOnnx"
+    model: ir.Model
+
+    def __init__(self, base: BaseModel, adapters: Mapping[str, Adapter], options: ExportOptions) -> None:
+        onnxruntime()  # the export ends with running the program: better to know now
+        if options.accuracy_level not in ACCURACY_LEVELS:
+            raise LordbaError(f"--accuracy-level must be 0 or 4, found {options.accuracy_level}")
+        limit: int = base.model.config.max_position_embeddings
+        self.max_seq_len: int = options.max_seq_len or limit
+        if not 2 <= self.max_seq_len <= limit:
+            raise LordbaError(
+                f"--max-seq-len {self.max_seq_len}: the model {base.model.config.model_type} takes 2 to {limit} tokens"
+            )
+        self.base = base
+        self.adapters = dict(adapters)
+        self.options = options
+        codes = {adapter.scale_code for adapter in adapters.values()}
+        self.scale_code = codes.pop() if len(codes) == 1 else ScaleCode.FP32
+
+    def capture(self) -> "CapturedOnnx":
+        self.captured = CapturedOnnx(self.base.model, self.adapters, self.scale_code)
+        return self.captured
+
+    def quantize(self, base_quant: str) -> None:
+        quantize_base(self.captured.decoder, base_quant, self.options.accuracy_level)
+
+    def lower(self, fingerprint: str, eos_ids: list[int]) -> None:
+        self.fingerprint, self.eos_ids = fingerprint, eos_ids
+        decoder = self.captured.decoder
+        modules = {path: (node.d_in, node.d_out) for path, node in decoder.nodes.items()}
+        self.model = lower(decoder, ProgramInfo(fingerprint, self.scale_code, modules).metadata())
+
+    def write(self, folder: Path) -> Program:
+        save(self.model, folder / PROGRAM_NAME)
+        if self.options.ort_format:
+            write_ort_pair(folder / PROGRAM_NAME)
+        (folder / "adapters").mkdir()
+        files = {name: f"adapters/{name}{SUFFIX}" for name in self.adapters}
+        for name, adapter in self.adapters.items():
+            write_onnx_adapter(folder / files[name], adapter_tensors(adapter, self.scale_code), self.fingerprint)
+        write_genai_config(folder, self.base, PROGRAM_NAME, self.max_seq_len, self.eos_ids)
+        return Program(
+            path=PROGRAM_NAME,
+            requires=requires(self.model),
+            adapter_mode="onnx_adapter",
+            modules=list(self.captured.decoder.nodes),
+            adapter_files=files,
+            no_adapter=None,
+            figure=f"{len(self.captured.decoder.nodes)} adapter nodes",
+        )
+
+    def limits(self, base_quant: str) -> tuple[Limits, Limits]:
+        if base_quant == "none":
+            return FLOAT_LIMITS, FLOAT_LIMITS
+        return LEVEL_LIMITS[self.options.accuracy_level], ADAPTER_LIMITS[self.options.accuracy_level]
+
+    def sessions(self, bundle: Bundle) -> dict[str, Session]:
+        # One thread each, for the reason of lordba.threads: threads that wait for each other, waiting busily.
+        return {
+            "program": Session(bundle, runner=OnnxRunner(bundle, threads=1)),
+            "program without our kernel": Session(bundle, runner=OnnxRunner(bundle, native=False, threads=1)),
+        }
+
+    def probe(self, tokens: Tensor) -> OnnxProbe:
+        return OnnxProbe(self.captured, self.captured.decoder, tokens, self.adapters)
+
+
+class CapturedOnnx:
+    """See target.Captured."""
+
+    def __init__(self, model: torch.nn.Module, adapters: Mapping[str, Adapter], code: ScaleCode) -> None:
+        for name, adapter in adapters.items():
+            check_fits(adapter, model, f"adapter {name}")
+        self.decoder = OnnxDecoder(model, {path for adapter in adapters.values() for path in adapter.modules}, code)
+        self.decoder.eval()
+
+    @torch.no_grad()
+    def logits(self, tokens: Tensor, adapter: Adapter | None) -> Tensor:
+        self.decoder.use(adapter)
+        row = tokens[None]
+        return self.decoder(row, torch.ones_like(row), torch.arange(len(tokens))[None], self.decoder.no_past())[0][0]

@@ -1,0 +1,74 @@
+"""ExecuTorch programs: load, swap the adapter, run."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lordba.bundle import Bundle
+from lordba.errors import LordbaError
+
+if TYPE_CHECKING:
+    from executorch.runtime import Runtime
+
+
+class Program:
+    """A program's `forward` in ExecuTorch's runtime, with our kernels and ExecuTorch's LLM and quantized ones."""
+
+    def __init__(self, program: Path | bytes, data: Path | None = None) -> None:
+        # The method refers to the program's memory without owning it: both must live as long as this.
+        self._program = _runtime().load_program(program, data_path=data)
+        self._method = self._program.load_method("forward")
+
+    def execute(self, inputs: Sequence[object]) -> Sequence[Tensor]:
+        """Run once; the tensors returned are overwritten by the next call."""
+        return self._method.execute(inputs)
+
+
+class ExecuTorchRunner:
+    """See session.Runner. In ptd mode a swap loads the program again with another data file; in input mode it is a
+    new argument."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+        self.longest = bundle.manifest.max_seq_len - 1  # the program's longest input
+        _check_operators(bundle)
+        self._program: Program | None = None
+        self._blob: Tensor | None = None
+
+    def use(self, file: Path | None) -> None:
+        if self._bundle.manifest.adapter_mode == "input":
+            assert file is not None
+            self._blob = torch.from_numpy(np.fromfile(file, dtype=np.uint8))
+            self._program = self._program or Program(self._bundle.program)
+        else:
+            self._program = Program(self._bundle.program, file)
+
+    def run(self, tokens: Sequence[int], start: int) -> np.ndarray:
+        assert self._program is not None
+        inputs = [torch.tensor([list(tokens)]), torch.tensor([start])]
+        logits = self._program.execute(inputs if self._blob is None else [*inputs, self._blob])[0]
+        return logits.flatten().numpy().copy()
+
+
+def _check_operators(bundle: Bundle) -> None:
+    missing = set(bundle.manifest.requires) - set(_runtime().operator_registry.operator_names)
+    if missing:
+        raise LordbaError(
+            f"{bundle.program}: needs operators that this runtime lacks: {', '.join(sorted(missing))}; "
+            f"the bundle was made with {bundle.manifest.toolchain}"
+        )
+
+
+def _runtime() -> "Runtime":
+    import executorch.kernels.quantized  # noqa: F401 (quantized embedding)
+    from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401 (KV cache and attention)
+    from executorch.runtime import Runtime
+
+    from lordba.backends.executorch import load
+
+    load()
+    return Runtime.get()
