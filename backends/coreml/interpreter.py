@@ -15,9 +15,13 @@ import numpy as np
 
 from lordba.backends.coreml.constants import DECODERS
 from lordba.backends.coreml.ops import OPERATIONS
-from lordba.backends.coreml.package import Feature, PackageFile, check_types, features
-from lordba.backends.coreml.values import TensorType, tensor_type
+from lordba.backends.coreml.package import PackageFile, features
+from lordba.backends.coreml.state import OPERATIONS as STATE_OPERATIONS
+from lordba.backends.coreml.state import Cell, State
+from lordba.backends.coreml.values import TensorType, computed, tensor_type
 from lordba.errors import LordbaError
+
+KNOWN = {**OPERATIONS, **STATE_OPERATIONS}
 
 VARIADIC = ("values",)
 """Parameters that are lists of tensors, be there but one."""
@@ -70,34 +74,6 @@ class Package:
         return self._functions[name]
 
 
-class State:
-    """What the states of a function hold between its runs: a KV cache, say."""
-
-    def __init__(self, declared: Mapping[str, Feature]) -> None:
-        self.declared = dict(declared)
-        self._cells = {name: Cell(np.zeros(one.shape, one.dtype)) for name, one in declared.items()}
-
-    def read(self, name: str) -> np.ndarray:
-        """The content of a state in its dtype."""
-        return self._cells[name].value.astype(self.declared[name].dtype)
-
-    def write(self, name: str, content: np.ndarray) -> None:
-        """Replace the content of a state."""
-        _check_feature("the state", self.declared[name], content)
-        self._cells[name].value = _computed(content)
-
-    def cells(self) -> dict[str, "Cell"]:
-        """For the interpreter: by name, what reading and writing a state act on."""
-        return dict(self._cells)
-
-
-class Cell:
-    """One state; its array is replaced, never changed."""
-
-    def __init__(self, content: np.ndarray) -> None:
-        self.value = _computed(content)
-
-
 @dataclass(frozen=True)
 class _Argument:
     name: str
@@ -124,15 +100,15 @@ class Function:
         self._decoded = decoded
         self._where = f"{file.path}: function {name}"
         described = file.descriptions[name]
-        self.inputs = features(self._where, described.input)
-        self.outputs = features(self._where, described.output)
-        self.states = features(self._where, described.state)
         program = file.spec.mlProgram.functions[name]
         if program.opset not in program.block_specializations:
             raise LordbaError(f"{self._where}: has no program for its own opset {program.opset}; export anew")
         self._block = program.block_specializations[program.opset]
-        declared = {one.name: tensor_type(one.type) for one in program.inputs}
-        check_types(self._where, {**self.inputs, **self.states}, declared)
+        declared = {one.name: one.type for one in program.inputs}
+        made = {one.name: one.type for operation in self._block.operations for one in operation.outputs}
+        self.inputs = features(self._where, described.input, declared)
+        self.states = features(self._where, described.state, declared)
+        self.outputs = features(self._where, described.output, declared | made)
 
     @property
     def op_counts(self) -> Counter[str]:
@@ -204,7 +180,7 @@ class Function:
     def _steps(self) -> list[_Step]:
         """The operations that a run computes, in order."""
         todo = [operation for operation in self._block.operations if operation.type not in DECODERS]
-        missing = [one for one in todo if one.type not in OPERATIONS and one.type not in STATE_OPERATIONS]
+        missing = [one for one in todo if one.type not in KNOWN]
         if missing:
             names = "; ".join(f"{one.type} (output {', '.join(o.name for o in one.outputs)})" for one in missing[:8])
             raise LordbaError(
@@ -216,7 +192,7 @@ class Function:
         for operation in reversed(todo):
             arguments = {
                 parameter: [
-                    _Argument(one.name) if one.name else _Argument("", _computed(self._file.value(one.value)))
+                    _Argument(one.name) if one.name else _Argument("", computed(self._file.value(one.value)))
                     for one in argument.arguments
                 ]
                 for parameter, argument in operation.inputs.items()
@@ -225,7 +201,7 @@ class Function:
             steps.append(
                 _Step(
                     operation.type,
-                    OPERATIONS.get(operation.type) or STATE_OPERATIONS[operation.type],
+                    KNOWN[operation.type],
                     arguments,
                     tuple((one.name, tensor_type(one.type)) for one in operation.outputs),
                     tuple(used - seen),
@@ -235,7 +211,7 @@ class Function:
         return steps[::-1]
 
     def _check_names(self, operations: list[Any]) -> None:
-        """Raise if an operation or an output needs a value that nothing before it makes."""
+        """Raise if an operation needs a value that nothing before it makes."""
         known = set(self._constants) | set(self.inputs) | set(self.states)
         for operation in operations:
             for argument in operation.inputs.values():
@@ -243,8 +219,6 @@ class Function:
                     if one.name and one.name not in known:
                         raise LordbaError(f"{self._where}: {operation.type} needs {one.name}, which nothing makes")
             known |= {one.name for one in operation.outputs}
-        if lost := set(self.outputs) - known:
-            raise LordbaError(f"{self._where}: nothing makes the output {', '.join(sorted(lost))}; export anew")
 
     def _parameters(self, operation: Any) -> dict[str, Any]:
         """The one binding of each parameter of a constant: iOS 16 keeps them as attributes, iOS 18 as inputs."""
@@ -296,8 +270,8 @@ class Function:
                 f"but was given {', '.join(inputs) or 'none'}"
             )
         for name, given in inputs.items():
-            _check_feature(f"{self._where}: the input", self.inputs[name], given)
-        return {name: _computed(given) for name, given in inputs.items()}
+            self.inputs[name].check(f"{self._where}: the input", given)
+        return {name: computed(given) for name, given in inputs.items()}
 
     def _checked_states(self, state: State | None) -> dict[str, Cell]:
         if (state.declared if state else {}) != self.states:
@@ -306,29 +280,4 @@ class Function:
                 f"{self._where}: needs a state with {', '.join(self.states) or 'nothing'}, but was given {given}; "
                 "make it with the function's new_state()"
             )
-        return dict(state.cells()) if state else {}
-
-
-def _read_state(input: Cell) -> np.ndarray:
-    return input.value
-
-
-def _write_state(input: Cell, data: np.ndarray) -> tuple[()]:
-    if data.shape != input.value.shape:
-        raise ValueError(f"the state has shape {input.value.shape}, what is written {data.shape}")
-    input.value = data
-    return ()
-
-
-STATE_OPERATIONS: dict[str, Callable[..., Any]] = {"read_state": _read_state, "write_state": _write_state}
-
-
-def _computed(value: Any) -> Any:
-    """A stored value as the operations take it: floats as float32."""
-    return value.astype(np.float32) if isinstance(value, np.ndarray) and value.dtype.kind == "f" else value
-
-
-def _check_feature(what: str, feature: Feature, given: np.ndarray) -> None:
-    if not isinstance(given, np.ndarray) or given.dtype != feature.dtype or not feature.admits(given.shape):
-        found = f"{given.dtype} {list(given.shape)}" if isinstance(given, np.ndarray) else f"a {type(given).__name__}"
-        raise LordbaError(f"{what} {feature.name} takes {feature.describe()}, but was given {found}")
+        return dict(state.cells) if state else {}

@@ -1,14 +1,15 @@
 """Reading a saved package: its manifest, the program's description, and what goes in and out of each function."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lordba.backends.coreml.values import TensorType, immediate, tensor_type
+from lordba.backends.coreml.values import immediate, tensor_type
 from lordba.backends.coreml.weights import WeightFile
 from lordba.errors import LordbaError
 
@@ -37,6 +38,20 @@ class Feature:
                 low <= size and (high < 0 or size <= high) for size, (low, high) in zip(shape, self.ranges, strict=True)
             )
         return shape == self.shape
+
+    @property
+    def fixed_shape(self) -> tuple[int, ...]:
+        """The shape of a feature that has but one."""
+        return tuple(size for size in self.shape if size is not None)
+
+    def check(self, what: str, given: np.ndarray) -> None:
+        """Raise unless the array is one that may be given; nothing is converted."""
+        if not isinstance(given, np.ndarray):
+            raise LordbaError(f"{what} {self.name} takes an array, {self.describe()}, not a {type(given).__name__}")
+        if given.dtype != self.dtype or not self.admits(given.shape):
+            raise LordbaError(
+                f"{what} {self.name} takes {self.describe()}, but was given {given.dtype} {list(given.shape)}"
+            )
 
     def describe(self) -> str:
         """The dtype and the shapes that are allowed, for messages."""
@@ -96,17 +111,21 @@ class PackageFile:
         return self._weights[name].read(value.blobFileValue.offset, tensor_type(value.type))
 
 
-def features(where: str, described: Any) -> dict[str, Feature]:
-    """The features of a list of FeatureDescription, in their order."""
-    return {feature.name: _feature(f"{where}: {feature.name}", feature) for feature in described}
-
-
-def check_types(where: str, declared: dict[str, Feature], program: dict[str, TensorType]) -> None:
-    """Raise unless the description and the program agree on names and dtypes."""
-    for name, feature in declared.items():
-        if name not in program or program[name].dtype != feature.dtype:
-            found = f"is {program[name].element}" if name in program else "is missing"
-            raise LordbaError(f"{where}: {name} is described as {feature.dtype}, but {found} in the program")
+def features(where: str, described: Any, program: Mapping[str, Any]) -> dict[str, Feature]:
+    """The features of a list of FeatureDescription, in their order; `program` has the MIL types of its values."""
+    found = {}
+    for one in described:
+        feature = _feature(f"{where}: {one.name}", one)
+        if one.name not in program:
+            raise LordbaError(f"{where}: describes {one.name}, which the program has not; export anew")
+        declared = tensor_type(program[one.name])
+        if declared.dtype != feature.dtype:
+            raise LordbaError(
+                f"{where}: describes {one.name} as {feature.dtype}, the program as {declared.element}; export anew"
+            )
+        # Outputs of flexible size are described without any shape; the program knows at least the rank.
+        found[one.name] = feature if feature.shape else replace(feature, shape=declared.shape)
+    return found
 
 
 def _feature(where: str, feature: Any) -> Feature:

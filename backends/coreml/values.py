@@ -118,3 +118,8 @@ def known_shape(declared: TensorType) -> tuple[int, ...]:
     if len(shape) != len(declared.shape):
         raise LordbaError("a constant has a dimension of unknown size; export anew")
     return shape
+
+
+def computed(value: Any) -> Any:
+    """A stored value as the operations take it: floats as float32; integers, booleans and texts as they are."""
+    return value.astype(np.float32) if isinstance(value, np.ndarray) and value.dtype.kind == "f" else value

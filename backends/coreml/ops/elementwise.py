@@ -55,10 +55,10 @@ def log(x: np.ndarray, epsilon: float = 1e-45) -> np.ndarray:
 
 
 def real_div(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """x / y; of integers, towards 0."""
-    if x.dtype.kind == "f":
-        return x / y
-    return np.trunc(x.astype(np.float64) / y).astype(x.dtype)
+    """x / y of floats; MIL allows integers but does not say how their quotient is rounded."""
+    if x.dtype.kind != "f":
+        raise ValueError("the rounding of a quotient of integers is not defined; use floor_div")
+    return x / y
 
 
 def rsqrt(x: np.ndarray, epsilon: float = 1e-12) -> np.ndarray:

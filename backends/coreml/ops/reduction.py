@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from lordba.backends.coreml.ops.elementwise import cast
+
 
 def reduced(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
     """A reduction over `axes` (all, if there are none given) of numpy's function(x, axis=, keepdims=)."""
@@ -24,10 +26,10 @@ def log_sum_exp(x: np.ndarray, axis: tuple[int, ...] | None, keepdims: bool) -> 
 
 
 def argument(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
-    """The index of an extreme along one axis, int32."""
+    """The index of an extreme along one axis."""
 
-    def reduce(x: np.ndarray, axis: int = -1, keep_dims: bool = False) -> np.ndarray:
-        return np.asarray(function(x, axis=int(axis), keepdims=bool(keep_dims))).astype(np.int32)
+    def reduce(x: np.ndarray, axis: int = -1, keep_dims: bool = False, output_dtype: str = "int32") -> np.ndarray:
+        return cast(function(x, axis=int(axis), keepdims=bool(keep_dims)), output_dtype)
 
     return reduce
 
