@@ -1,5 +1,6 @@
 """Small Core ML packages for tests, written with coremltools' builder, without the passes that would change them."""
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,10 @@ ct = pytest.importorskip("coremltools", reason="coremltools is not installed: pi
 from coremltools.converters.mil import Builder as mb  # noqa: E402
 from coremltools.converters.mil.converter import mil_convert  # noqa: E402
 from coremltools.converters.mil.mil import Function, Program, types  # noqa: E402
+
+on_macos = pytest.mark.skipif(
+    sys.platform != "darwin", reason="only macOS has Core ML's own predictions to compare with"
+)
 
 BUILTIN = {np.dtype(np.float16): types.fp16, np.dtype(np.float32): types.fp32, np.dtype(np.int32): types.int32}
 
@@ -110,3 +115,13 @@ class Cases:
         for have, want in zip(found, map(np.asarray, expected), strict=True):
             assert have.shape == want.shape and (have.dtype.kind == "f") == (want.dtype.kind == "f")
             np.testing.assert_allclose(have, want, rtol=one.tolerance, atol=one.tolerance)
+
+    def check_on_macos(self, package: Package, name: str) -> None:
+        """Compare the interpreter with Core ML itself, on the CPU."""
+        one = self.all[name]
+        function = package.function(f"case_{list(self.all).index(name)}")
+        inputs = dict(zip(function.inputs, one.inputs, strict=True))
+        model = ct.models.MLModel(str(package.path), function_name=function.name, compute_units=ct.ComputeUnit.CPU_ONLY)
+        predicted = model.predict(inputs)
+        for output, ours in function.run(inputs).items():
+            np.testing.assert_allclose(ours, predicted[output], rtol=1e-4, atol=1e-5)

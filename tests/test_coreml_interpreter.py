@@ -186,9 +186,14 @@ def operations(model: Any, op: str) -> list[Any]:
     return [one for one in function.block_specializations[function.opset].operations if one.type == op]
 
 
+def table(model: Any) -> Any:
+    """The operation that decodes the signs."""
+    return operations(model, "constexpr_lut_to_dense")[0]
+
+
 def indices_of(model: Any) -> Any:
-    """The value that the table of signs reads from the weight file."""
-    return operations(model, "constexpr_lut_to_dense")[0].inputs["indices"].arguments[0].value
+    """The value that it reads from the weight file."""
+    return table(model).inputs["indices"].arguments[0].value
 
 
 def truncate(path: Path, size: int) -> None:
@@ -236,6 +241,23 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda p: rewrite(p, lambda m: operations(m, "linear")[0].inputs["z"].arguments.add().__setattr__("name", "x")),
         r"function main: linear \(output y\) of .*unexpected keyword argument 'z'",
     ),
+    "unknown constant": (
+        lambda p: rewrite(p, lambda m: setattr(table(m).inputs["indices"].arguments[0], "name", "w")),
+        r"function main: constexpr_lut_to_dense \(output .*\): 'w'",
+    ),
+    "immediate cut off": (
+        lambda p: rewrite(
+            p,
+            lambda m: setattr(
+                table(m).inputs["lut"].arguments[0].value.type.tensorType.dimensions[2].constant, "size", 4
+            ),
+        ),
+        r"constexpr_lut_to_dense .*: an immediate value should have 4 elements and has 2",
+    ),
+    "no output": (
+        lambda p: rewrite(p, lambda m: table(m).outputs.pop()),
+        "constexpr_lut_to_dense .*: not enough values",
+    ),
     "unknown value": (
         lambda p: rewrite(p, lambda m: setattr(operations(m, "linear")[0].inputs["x"].arguments[0], "name", "w")),
         "linear needs w, which nothing makes",
@@ -253,7 +275,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
             p,
             lambda m: setattr(operations(m, "linear")[0].outputs[0].type.tensorType.dimensions[1].constant, "size", 9),
         ),
-        r"linear \(output y\) gives float32 \[2, 16\], but is declared FLOAT32 \[2, 9\]",
+        r"linear \(output y\) of .*: gives float32 \[2, 16\], but is declared FLOAT32 \[2, 9\]",
     ),
 }
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from mil_programs import Cases, mb
+from mil_programs import Cases, mb, on_macos
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -187,3 +187,9 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Package:
 @pytest.mark.parametrize("name", CASES.all)
 def test_operation_computes_what_torch_does(package: Package, name: str) -> None:
     CASES.check(package, name)
+
+
+@on_macos
+@pytest.mark.parametrize("name", CASES.all)
+def test_operation_computes_what_core_ml_does(package: Package, name: str) -> None:
+    CASES.check_on_macos(package, name)

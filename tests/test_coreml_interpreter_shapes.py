@@ -5,7 +5,7 @@
 import numpy as np
 import pytest
 import torch
-from mil_programs import Cases, mb, save_functions, tensor
+from mil_programs import Cases, mb, on_macos, save_functions, tensor
 from test_coreml_interpreter_ops import CASES as OTHERS
 from test_coreml_interpreter_ops import integers, normal, positive
 from torch import Tensor
@@ -75,6 +75,10 @@ def slices() -> None:
         x=x, begin=[0, -1], end=[0, 0], end_mask=[True, False], squeeze_mask=[False, True]
     )
     case("slice_by_index.item", item, lambda x: x[:, -1], normal(3, 4))
+    first = lambda x: mb.slice_by_index(
+        x=x, begin=[2, 0], end=[0, 2], begin_mask=[True, False], squeeze_mask=[True, False]
+    )
+    case("slice_by_index.first", first, lambda x: x[0, :2], normal(3, 4))
     computed = lambda x, b, e: mb.slice_by_index(x=x, begin=b, end=e)
     case("slice_by_index.run", computed, lambda x, b, e: x[1:3, 0:2], normal(3, 4), np.int32([1, 0]), np.int32([3, 2]))
     sized = lambda x, b: mb.slice_by_size(x=x, begin=b, size=[2, -1])
@@ -156,6 +160,12 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Package:
 @pytest.mark.parametrize("name", CASES.all)
 def test_operation_computes_what_torch_does(package: Package, name: str) -> None:
     CASES.check(package, name)
+
+
+@on_macos
+@pytest.mark.parametrize("name", CASES.all)
+def test_operation_computes_what_core_ml_does(package: Package, name: str) -> None:
+    CASES.check_on_macos(package, name)
 
 
 def test_every_operation_has_a_case() -> None:

@@ -4,11 +4,13 @@ It verifies exports where Core ML's own predictions do not exist. What it comput
 documentation; the speed, the memory and the rounding of a real device it does not know.
 """
 
+import contextlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -55,6 +57,11 @@ class Package:
         self._functions: dict[str, Function] = {}
 
     @property
+    def path(self) -> Path:
+        """The package's folder."""
+        return self._file.path
+
+    @property
     def functions(self) -> tuple[str, ...]:
         """The functions' names in the file's order."""
         return tuple(self._file.descriptions)
@@ -83,11 +90,12 @@ class _Argument:
 
 @dataclass(frozen=True)
 class _Step:
-    op: str
+    operation: Any
+    """The MIL_pb2.Operation."""
     compute: Callable[..., Any]
     arguments: Mapping[str, list[_Argument]]
     outputs: tuple[tuple[str, TensorType], ...]
-    last_use_of: tuple[str, ...] = ()
+    last_use_of: tuple[str, ...]
 
 
 class Function:
@@ -124,9 +132,8 @@ class Function:
         values: dict[str, Any] = dict(self._constants)
         values.update(self._checked_inputs(inputs))
         values.update(self._checked_states(state))
-        with np.errstate(all="ignore"):
-            for step in self._steps:
-                self._run_step(step, values)
+        for step in self._steps:
+            self._run_step(step, values)
         return {name: np.asarray(values[name]).astype(one.dtype) for name, one in self.outputs.items()}
 
     def constants(self) -> list[Constant]:
@@ -152,28 +159,26 @@ class Function:
         for operation in self._block.operations:
             if operation.type not in DECODERS:
                 continue
-            name = operation.outputs[0].name
-            parameters = self._parameters(operation)
-            keys[name] = (
-                operation.type,
-                *(
-                    (parameter, keys.get(one.name) or one.value.SerializeToString(deterministic=True))
-                    for parameter, one in sorted(parameters.items())
-                ),
-            )
-            if keys[name] not in self._decoded:
-                stored = {
-                    parameter: found[one.name] if one.name else self._file.value(one.value)
-                    for parameter, one in parameters.items()
-                }
-                try:
+            with self._explained(operation):
+                (output,) = operation.outputs
+                parameters = self._parameters(operation)
+                key = keys[output.name] = (
+                    operation.type,
+                    *(
+                        (parameter, keys[one.name] if one.name else one.value.SerializeToString(deterministic=True))
+                        for parameter, one in sorted(parameters.items())
+                    ),
+                )
+                if key not in self._decoded:
+                    stored = {
+                        parameter: found[one.name] if one.name else self._file.value(one.value)
+                        for parameter, one in parameters.items()
+                    }
                     value = DECODERS[operation.type](**stored)
-                except (ValueError, IndexError, TypeError) as error:
-                    raise LordbaError(f"{self._where}: {operation.type} (output {name}): {error}") from error
-                if isinstance(value, np.ndarray):
-                    value = self._declared(operation.type, name, tensor_type(operation.outputs[0].type), value)
-                self._decoded[keys[name]] = value
-            found[name] = self._decoded[keys[name]]
+                    if isinstance(value, np.ndarray):
+                        value = self._declared(tensor_type(output.type), value)
+                    self._decoded[key] = value
+                found[output.name] = self._decoded[key]
         return found
 
     @cached_property
@@ -190,23 +195,17 @@ class Function:
         self._check_names(todo)
         steps, seen = [], set(self.outputs) | set(self._constants)
         for operation in reversed(todo):
-            arguments = {
-                parameter: [
-                    _Argument(one.name) if one.name else _Argument("", computed(self._file.value(one.value)))
-                    for one in argument.arguments
-                ]
-                for parameter, argument in operation.inputs.items()
-            }
+            with self._explained(operation):
+                arguments = {
+                    parameter: [
+                        _Argument(one.name, None if one.name else computed(self._file.value(one.value)))
+                        for one in argument.arguments
+                    ]
+                    for parameter, argument in operation.inputs.items()
+                }
+                outputs = tuple((one.name, tensor_type(one.type)) for one in operation.outputs)
             used = {one.name for several in arguments.values() for one in several if one.name}
-            steps.append(
-                _Step(
-                    operation.type,
-                    KNOWN[operation.type],
-                    arguments,
-                    tuple((one.name, tensor_type(one.type)) for one in operation.outputs),
-                    tuple(used - seen),
-                )
-            )
+            steps.append(_Step(operation, KNOWN[operation.type], arguments, outputs, tuple(used - seen)))
             seen |= used
         return steps[::-1]
 
@@ -220,48 +219,58 @@ class Function:
                         raise LordbaError(f"{self._where}: {operation.type} needs {one.name}, which nothing makes")
             known |= {one.name for one in operation.outputs}
 
-    def _parameters(self, operation: Any) -> dict[str, Any]:
+    def _parameters(self, operation: Any) -> dict[str, _Argument]:
         """The one binding of each parameter of a constant: iOS 16 keeps them as attributes, iOS 18 as inputs."""
-        attributes = {name: _Argument("", value) for name, value in operation.attributes.items() if name != "name"}
-        return attributes | {
-            name: _Argument(argument.arguments[0].name, argument.arguments[0].value)
-            for name, argument in operation.inputs.items()
-        }
+        found = {name: _Argument("", value) for name, value in operation.attributes.items() if name != "name"}
+        for name, argument in operation.inputs.items():
+            (one,) = argument.arguments
+            found[name] = _Argument(one.name, one.value)
+        return found
 
     def _run_step(self, step: _Step, values: dict[str, Any]) -> None:
-        name = ", ".join(name for name, _ in step.outputs)
         given = {
             parameter: [values[one.name] if one.name else one.value for one in several]
             for parameter, several in step.arguments.items()
         }
-        try:
-            result = step.compute(**{key: all_ if key in VARIADIC else all_[0] for key, all_ in given.items()})
-        except (ValueError, IndexError, KeyError, TypeError, ArithmeticError, AttributeError) as error:
-            shapes = ", ".join(
-                f"{key} {'/'.join(f'{one.dtype}{list(one.shape)}' for one in several if isinstance(one, np.ndarray))}"
-                for key, several in given.items()
-            )
-            raise LordbaError(f"{self._where}: {step.op} (output {name}) of {shapes}: {error}") from error
-        results = result if isinstance(result, tuple) else (result,)
-        for (output, declared), one in zip(step.outputs, results, strict=True):
-            values[output] = self._declared(step.op, output, declared, np.asarray(one))
+        with self._explained(step.operation, given):
+            result = step.compute(**{name: all_ if name in VARIADIC else all_[0] for name, all_ in given.items()})
+            results = result if isinstance(result, tuple) else (result,)
+            for (output, declared), one in zip(step.outputs, results, strict=True):
+                values[output] = self._declared(declared, np.asarray(one))
         for used in step.last_use_of:
             values.pop(used, None)
 
-    def _declared(self, op: str, output: str, declared: TensorType, value: np.ndarray) -> np.ndarray:
-        """The value as the declared type holds it, or an error if it is of another kind or shape."""
+    def _declared(self, declared: TensorType, value: np.ndarray) -> np.ndarray:
+        """The value as the declared type holds it; a ValueError if it is of another kind or shape."""
         kinds = {"f": "f", "b": "b", "i": "iu", "u": "iu"}[declared.dtype.kind]
         if value.dtype.kind not in kinds or not declared.admits(value.shape):
-            raise LordbaError(
-                f"{self._where}: {op} (output {output}) gives {value.dtype} {list(value.shape)}, but is declared "
-                f"{declared.element} {list(declared.shape)}"
+            raise ValueError(
+                f"gives {value.dtype} {list(value.shape)}, but is declared {declared.element} {list(declared.shape)}"
             )
         if declared.dtype.kind != "f":
             return value.astype(declared.dtype, copy=False)
         if declared.element == "FLOAT16" and not self._exact:
-            with np.errstate(over="ignore"):
-                value = value.astype(np.float16)
+            value = value.astype(np.float16)
         return value.astype(np.float32, copy=False)
+
+    @contextlib.contextmanager
+    def _explained(self, operation: Any, given: Mapping[str, list[Any]] = MappingProxyType({})) -> Iterator[None]:
+        """Turn whatever an operation meets into an error that names it."""
+        try:
+            with np.errstate(all="ignore"):
+                yield
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            outputs = ", ".join(one.name for one in operation.outputs)
+            arrays = ", ".join(
+                f"{name} {one.dtype}{list(one.shape)}"
+                for name, several in given.items()
+                for one in several
+                if isinstance(one, np.ndarray)
+            )
+            of = f" of {arrays}" if arrays else ""
+            raise LordbaError(
+                f"{self._where}: {operation.type} (output {outputs}){of}: {error}; export anew"
+            ) from error
 
     def _checked_inputs(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         if set(inputs) != set(self.inputs):

@@ -98,7 +98,7 @@ class PackageFile:
         return found
 
     def value(self, value: Any) -> np.ndarray | str:
-        """A MIL_pb2.Value in its stored dtype, from the program or the weight file."""
+        """A MIL_pb2.Value in its stored dtype, from the program or the weight file; a ValueError if it is none."""
         if value.WhichOneof("value") != "blobFileValue":
             return immediate(value)
         name = value.blobFileValue.fileName
@@ -118,7 +118,10 @@ def features(where: str, described: Any, program: Mapping[str, Any]) -> dict[str
         feature = _feature(f"{where}: {one.name}", one)
         if one.name not in program:
             raise LordbaError(f"{where}: describes {one.name}, which the program has not; export anew")
-        declared = tensor_type(program[one.name])
+        try:
+            declared = tensor_type(program[one.name])
+        except ValueError as error:
+            raise LordbaError(f"{where}: {one.name}: {error}; export anew") from error
         if declared.dtype != feature.dtype:
             raise LordbaError(
                 f"{where}: describes {one.name} as {feature.dtype}, the program as {declared.element}; export anew"

@@ -1,12 +1,10 @@
-"""MIL's element types, and the values that a program holds: immediate ones, and those in its weight file."""
+"""MIL's element types, and the values that a program holds. What is wrong with one is a ValueError here."""
 
 import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-
-from lordba.errors import LordbaError
 
 STORED = {
     "BOOL": np.bool_,
@@ -57,11 +55,11 @@ def tensor_type(declared: Any) -> TensorType:
     if declared.WhichOneof("type") == "stateType":
         declared = declared.stateType.wrappedType
     if declared.WhichOneof("type") != "tensorType":
-        raise LordbaError(f"a {declared.WhichOneof('type')} is no tensor; only tensors and states are understood")
+        raise ValueError(f"a {declared.WhichOneof('type')} is no tensor; only tensors and states are understood")
     tensor = declared.tensorType
     element = MIL_pb2.DataType.Name(tensor.dataType)
     if element not in STORED:
-        raise LordbaError(f"elements of type {element} are not understood; export with one of {', '.join(STORED)}")
+        raise ValueError(f"elements of type {element} are not understood")
     shape = tuple(d.constant.size if d.WhichOneof("dimension") == "constant" else None for d in tensor.dimensions)
     return TensorType(element, shape)
 
@@ -91,11 +89,11 @@ def immediate(value: Any) -> np.ndarray | str:
     if kind == "bytes":
         data = np.frombuffer(tensor.bytes.values, np.uint8)
         if element_bytes(declared.element, count) != len(data):
-            raise LordbaError(f"an immediate value of {count} {declared.element} has {len(data)} bytes; export anew")
+            raise ValueError(f"an immediate value of {count} {declared.element} has {len(data)} bytes")
         return decode(data, declared)
     numbers = getattr(tensor, kind).values if kind else []
     if len(numbers) != count:
-        raise LordbaError(f"an immediate value should have {count} elements and has {len(numbers)}; export anew")
+        raise ValueError(f"an immediate value should have {count} elements and has {len(numbers)}")
     return np.array(numbers, declared.dtype).reshape(known_shape(declared))
 
 
@@ -116,7 +114,7 @@ def known_shape(declared: TensorType) -> tuple[int, ...]:
     """The shape of a constant, which no run decides."""
     shape = tuple(size for size in declared.shape if size is not None)
     if len(shape) != len(declared.shape):
-        raise LordbaError("a constant has a dimension of unknown size; export anew")
+        raise ValueError("a constant has a dimension of unknown size")
     return shape
 
 

@@ -60,10 +60,10 @@ def slices(
     """What slice_by_index and slice_update mean, as numpy's index."""
     index: list[slice | int] = []
     for i in range(len(begin)):
-        if squeeze_mask is not None and squeeze_mask[i]:
-            index.append(int(begin[i]))
-            continue
         first = None if begin_mask is not None and begin_mask[i] else int(begin[i])
+        if squeeze_mask is not None and squeeze_mask[i]:
+            index.append(first or 0)
+            continue
         last = None if end_mask is not None and end_mask[i] else int(end[i])
         index.append(slice(first, last, 1 if stride is None else int(stride[i])))
     return tuple(index)
