@@ -54,6 +54,7 @@ def elementwise() -> None:
         case(f"{name}.1", lambda x, name=name: getattr(mb, name)(x=x), function, 3 * normal(3, 5))
     case("sigmoid.large", lambda x: mb.sigmoid(x=x), torch.sigmoid, np.float32([-200, -90, 0, 90, 200]))
     case("silu.large", lambda x: mb.silu(x=x), F.silu, np.float32([-200, -90, 0, 90, 200]))
+    case("round.ties", lambda x: mb.round(x=x), torch.round, np.float32([-2.5, -1.5, -0.5, 0.5, 1.5, 2.5]))
     case("sqrt.1", lambda x: mb.sqrt(x=x), torch.sqrt, positive(7))
     case("erf.1", lambda x: mb.erf(x=x), np.vectorize(lambda x: math.erf(x)), normal(4, 6))
     eps = np.float32(0.25)
