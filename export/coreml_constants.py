@@ -1,0 +1,86 @@
+"""An adapter as constants of a Core ML program: signs packed, and the scales as a few tables.
+
+log4 codes become palettes, one table per vector length: a vector by itself would cost a package two blobs of 128 bytes
+for its palette alone, as much as for its codes.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lordba.adapter import SignModule
+from lordba.scales import EncodedScales, ScaleCode, decode_scales
+
+from . import coreml_ops  # noqa: F401 (registers lordba::scale_table)
+
+Parts = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+"""Of one module: signs A and B, packed, or +1 and -1 where they come as inputs; scales in, mid and out, decoded."""
+
+
+def unpack_codes(scales: EncodedScales) -> Tensor:
+    """The log4 codes of a vector, one per element, uint8 [n]."""
+    return torch.stack([scales.values & 15, scales.values >> 4], -1).flatten()[: scales.n]
+
+
+class AdapterConstants(nn.Module):
+    """The adapter in use: buffers `a_<i>` and `b_<i>` of module i, `codes_<n>` and `ranges_<n>` (or `values_<n>`, for scale
+    codes other than log4) of all scale vectors of length n. A package's constants carry these names.
+    """
+
+    def __init__(self, paths: Sequence[str], precision: str) -> None:
+        super().__init__()
+        self.paths = list(paths)
+        self.precision = precision
+        self.places: dict[str, list[tuple[str, int]]] = {}
+        """Of each table: module and which of its scales (0 in, 1 mid, 2 out) each vector is."""
+
+    def load(self, modules: Mapping[str, SignModule]) -> None:
+        """Hold these modules, instead of what was held before."""
+        for name in list(self._buffers):
+            delattr(self, name)
+        self.places = {}
+        groups: dict[tuple[str, int], list[tuple[str, int, EncodedScales]]] = defaultdict(list)
+        for i, path in enumerate(self.paths):
+            if path not in modules:
+                continue
+            module = modules[path]
+            self.register_buffer(f"a_{i}", module.a_signs)
+            self.register_buffer(f"b_{i}", module.b_signs)
+            for which, scales in enumerate(module.scales):
+                groups["codes" if scales.code is ScaleCode.LOG4 else "values", scales.n].append((path, which, scales))
+        for (kind, n), group in groups.items():
+            name = f"{kind}_{n}"
+            self.places[name] = [(path, which) for path, which, _ in group]
+            decode = unpack_codes if kind == "codes" else decode_scales
+            self.register_buffer(name, torch.cat([decode(scales) for _, _, scales in group]))
+            if kind == "codes":
+                ranges = torch.stack([scales.range for _, _, scales in group if scales.range is not None])
+                self.register_buffer(f"ranges_{n}", ranges)
+
+    def read(self) -> dict[str, Parts]:
+        """Every module's parts by its path."""
+        tables: dict[str, Tensor] = {}
+        for name in self.places:
+            table: Tensor = getattr(self, name)
+            if name.startswith("codes"):
+                table = torch.ops.lordba.scale_table(table, getattr(self, f"ranges_{name[6:]}"), self.precision)
+            elif self.precision == "fp16":
+                table = table.half().float()
+            tables[name] = table
+        vectors = self.vectors(tables)
+        return {
+            path: (getattr(self, f"a_{i}"), getattr(self, f"b_{i}"), *vectors[path])
+            for i, path in enumerate(self.paths)
+            if path in vectors
+        }
+
+    def vectors(self, tables: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+        """Scales in, mid and out of every module, out of decoded tables."""
+        found: dict[str, dict[int, Tensor]] = defaultdict(dict)
+        for name, places in self.places.items():
+            table = tables[name]
+            for (path, which), vector in zip(places, table.split(len(table) // len(places)), strict=True):
+                found[path][which] = vector
+        return {path: (parts[0], parts[1], parts[2]) for path, parts in found.items()}
