@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from mil_programs import ct, mb, save_functions, state, tensor, types
 
 from lordba.backends.coreml.interpreter import Function, load
+from lordba.backends.coreml.protobuf import proto
 from lordba.errors import LordbaError
 
 RNG = np.random.default_rng(0)
@@ -287,3 +289,10 @@ def test_broken_packages_are_explained(copy: Path, what: str) -> None:
     change(copy)
     with pytest.raises(LordbaError, match=message):
         load(copy).function().run({"x": X})
+
+
+def test_a_missing_coremltools_is_explained(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "coremltools", None)
+    proto.cache_clear()
+    with pytest.raises(LordbaError, match=r"pip install 'lordba\[coreml\]'"):
+        load(good)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from lordba.backends.coreml.protobuf import proto
 from lordba.backends.coreml.values import immediate, tensor_type
 from lordba.backends.coreml.weights import WeightFile
 from lordba.errors import LordbaError
@@ -68,12 +69,11 @@ class PackageFile:
     """The model file of a package and its weights, without any meaning given to the operations."""
 
     def __init__(self, path: Path) -> None:
-        from coremltools.proto import Model_pb2
-        from google.protobuf.message import DecodeError
-
         self.path = path
         self.model_file = _model_file(path)
-        self.spec = Model_pb2.Model()
+        self.spec = proto().Model_pb2.Model()
+        from google.protobuf.message import DecodeError  # protobuf comes with coremltools
+
         try:
             self.spec.ParseFromString(self.model_file.read_bytes())
         except (DecodeError, OSError) as error:
@@ -132,13 +132,11 @@ def features(where: str, described: Any, program: Mapping[str, Any]) -> dict[str
 
 
 def _feature(where: str, feature: Any) -> Feature:
-    from coremltools.proto import FeatureTypes_pb2
-
     kind = feature.type.WhichOneof("Type")
     if kind not in ("multiArrayType", "stateType"):
         raise LordbaError(f"{where}: is of type {kind}; only arrays and states are understood")
     array = feature.type.multiArrayType if kind == "multiArrayType" else feature.type.stateType.arrayType
-    element = FeatureTypes_pb2.ArrayFeatureType.ArrayDataType.Name(array.dataType)
+    element = proto().FeatureTypes_pb2.ArrayFeatureType.ArrayDataType.Name(array.dataType)
     if element not in FEATURE_DTYPES:
         raise LordbaError(f"{where}: elements of {element} are not understood; use one of {', '.join(FEATURE_DTYPES)}")
     dtype = np.dtype(FEATURE_DTYPES[element])

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from lordba.backends.coreml.protobuf import proto
+
 STORED = {
     "BOOL": np.bool_,
     "FLOAT16": np.float16,
@@ -50,14 +52,12 @@ class TensorType:
 
 def tensor_type(declared: Any) -> TensorType:
     """The type of a MIL_pb2.ValueType that is a tensor of numbers, or the tensor that a state wraps."""
-    from coremltools.proto import MIL_pb2
-
     if declared.WhichOneof("type") == "stateType":
         declared = declared.stateType.wrappedType
     if declared.WhichOneof("type") != "tensorType":
         raise ValueError(f"a {declared.WhichOneof('type')} is no tensor; only tensors and states are understood")
     tensor = declared.tensorType
-    element = MIL_pb2.DataType.Name(tensor.dataType)
+    element = proto().MIL_pb2.DataType.Name(tensor.dataType)
     if element not in STORED:
         raise ValueError(f"elements of type {element} are not understood")
     shape = tuple(d.constant.size if d.WhichOneof("dimension") == "constant" else None for d in tensor.dimensions)
