@@ -3,14 +3,13 @@
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from lordba.errors import LordbaError
 
@@ -31,9 +30,19 @@ class CoremlOptions:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keep coremltools' remarks on versions and its progress bars off the screen."""
-    with warnings.catch_warnings():
+    logging.getLogger("coremltools").setLevel(logging.ERROR)
+    from coremltools.converters.mil.frontend.torch import ops
+    from coremltools.converters.mil.mil.passes import pass_pipeline
+
+    def without_bar(items: Iterable[Any], **_: object) -> Iterable[Any]:
+        return items
+
+    with (
+        warnings.catch_warnings(),
+        patch.object(ops, "_tqdm", without_bar),
+        patch.object(pass_pipeline, "tqdm", without_bar),
+    ):
         warnings.simplefilter("ignore")
-        logging.getLogger("coremltools").setLevel(logging.ERROR)
         yield
 
 
@@ -60,7 +69,7 @@ def export_program(decoder: CoremlDecoder, as_inputs: bool) -> torch.export.Expo
 
 
 def convert(decoder: CoremlDecoder, options: CoremlOptions) -> Any:
-    """The decoder, with the adapter that it has in use, as a coremltools MLModel of one function."""
+    """The decoder, with the adapter that it has in use, as a coremltools MLModel of one function, `main`."""
     with quiet():
         import coremltools as ct
 
@@ -81,7 +90,7 @@ def convert(decoder: CoremlDecoder, options: CoremlOptions) -> Any:
                 return ct.convert(
                     program,
                     inputs=inputs,
-                    outputs=[ct.TensorType("logits", dtype=real)],
+                    outputs=[ct.TensorType("logits", dtype=np.float32)],
                     minimum_deployment_target=getattr(ct.target, f"iOS{options.ios}"),
                     compute_precision=ct.precision.FLOAT16 if half else ct.precision.FLOAT32,
                     skip_model_load=True,
@@ -93,15 +102,3 @@ def convert(decoder: CoremlDecoder, options: CoremlOptions) -> Any:
                 f"coremltools {ct.__version__} cannot convert this model ({type(error).__name__}: {error!s:.300}); "
                 "this architecture is not supported by the Core ML target"
             ) from error
-
-
-def merge(functions: Mapping[str, Path], path: Path) -> None:
-    """One package of several packages' `main`, by function name, the first as default; equal weights are kept once."""
-    with quiet():
-        import coremltools as ct
-
-        descriptor = ct.utils.MultiFunctionDescriptor()
-        for name, source in functions.items():
-            descriptor.add_function(str(source), src_function_name="main", target_function_name=name)
-        descriptor.default_function_name = next(iter(functions))
-        ct.utils.save_multifunction(descriptor, str(path))

@@ -1,7 +1,7 @@
-"""An adapter as constants of a Core ML program: signs packed, and the scales as a few tables.
+"""An adapter as constants of a Core ML program: signs packed, and log4 scales as a few tables of codes with palettes.
 
-log4 codes become palettes, one table per vector length: a vector by itself would cost a package two blobs of 128 bytes
-for its palette alone, as much as for its codes.
+There is one table per vector length: a vector by itself would cost a package a blob of 128 bytes for its palette and
+one for its codes, which are hardly longer.
 """
 
 from collections import defaultdict
@@ -24,15 +24,23 @@ def unpack_codes(scales: EncodedScales) -> Tensor:
     return torch.stack([scales.values & 15, scales.values >> 4], -1).flatten()[: scales.n]
 
 
+def rounded(scales: Tensor, precision: str) -> Tensor:
+    """Float32 scales as a package of this precision holds them."""
+    return scales.half().float() if precision == "fp16" else scales
+
+
 class AdapterConstants(nn.Module):
-    """The adapter in use: buffers `a_<i>` and `b_<i>` of module i, `codes_<n>` and `ranges_<n>` (or `values_<n>`, for scale
-    codes other than log4) of all scale vectors of length n. A package's constants carry these names.
+    """The adapter in use. A package's constants have the names of these buffers, with something before and after.
+
+    `a_<i>` and `b_<i>` are module i's signs; `codes_<n>` and `ranges_<n>` all log4 scales of length n; `scale<k>_<i>`
+    other scales (k = 0, 1, 2: in, mid, out), and all of them if not `palettes`.
     """
 
-    def __init__(self, paths: Sequence[str], precision: str) -> None:
+    def __init__(self, paths: Sequence[str], precision: str, palettes: bool) -> None:
         super().__init__()
         self.paths = list(paths)
         self.precision = precision
+        self.palettes = palettes
         self.places: dict[str, list[tuple[str, int]]] = {}
         """Of each table: module and which of its scales (0 in, 1 mid, 2 out) each vector is."""
 
@@ -41,7 +49,7 @@ class AdapterConstants(nn.Module):
         for name in list(self._buffers):
             delattr(self, name)
         self.places = {}
-        groups: dict[tuple[str, int], list[tuple[str, int, EncodedScales]]] = defaultdict(list)
+        groups: dict[int, list[tuple[str, int, EncodedScales]]] = defaultdict(list)
         for i, path in enumerate(self.paths):
             if path not in modules:
                 continue
@@ -49,15 +57,16 @@ class AdapterConstants(nn.Module):
             self.register_buffer(f"a_{i}", module.a_signs)
             self.register_buffer(f"b_{i}", module.b_signs)
             for which, scales in enumerate(module.scales):
-                groups["codes" if scales.code is ScaleCode.LOG4 else "values", scales.n].append((path, which, scales))
-        for (kind, n), group in groups.items():
-            name = f"{kind}_{n}"
-            self.places[name] = [(path, which) for path, which, _ in group]
-            decode = unpack_codes if kind == "codes" else decode_scales
-            self.register_buffer(name, torch.cat([decode(scales) for _, _, scales in group]))
-            if kind == "codes":
-                ranges = torch.stack([scales.range for _, _, scales in group if scales.range is not None])
-                self.register_buffer(f"ranges_{n}", ranges)
+                if self.palettes and scales.code is ScaleCode.LOG4:
+                    groups[scales.n].append((path, which, scales))
+                    continue
+                self.places[f"scale{which}_{i}"] = [(path, which)]
+                self.register_buffer(f"scale{which}_{i}", rounded(decode_scales(scales), self.precision))
+        for n, group in groups.items():
+            self.places[f"codes_{n}"] = [(path, which) for path, which, _ in group]
+            self.register_buffer(f"codes_{n}", torch.cat([unpack_codes(scales) for _, _, scales in group]))
+            ranges = torch.stack([scales.range for _, _, scales in group if scales.range is not None])
+            self.register_buffer(f"ranges_{n}", ranges)
 
     def read(self) -> dict[str, Parts]:
         """Every module's parts by its path."""
@@ -66,8 +75,6 @@ class AdapterConstants(nn.Module):
             table: Tensor = getattr(self, name)
             if name.startswith("codes"):
                 table = torch.ops.lordba.scale_table(table, getattr(self, f"ranges_{name[6:]}"), self.precision)
-            elif self.precision == "fp16":
-                table = table.half().float()
             tables[name] = table
         vectors = self.vectors(tables)
         return {
@@ -80,7 +87,10 @@ class AdapterConstants(nn.Module):
         """Scales in, mid and out of every module, out of decoded tables."""
         found: dict[str, dict[int, Tensor]] = defaultdict(dict)
         for name, places in self.places.items():
+            if name not in tables:
+                continue
             table = tables[name]
-            for (path, which), vector in zip(places, table.split(len(table) // len(places)), strict=True):
+            vectors = table.split(len(table) // len(places)) if len(places) > 1 else [table]
+            for (path, which), vector in zip(places, vectors, strict=True):
                 found[path][which] = vector
-        return {path: (parts[0], parts[1], parts[2]) for path, parts in found.items()}
+        return {path: (parts[0], parts[1], parts[2]) for path, parts in found.items() if len(parts) == 3}

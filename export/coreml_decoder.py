@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lordba.adapter import Adapter
@@ -13,6 +14,7 @@ from lordba.layers import check_fits, linear_size
 
 from . import coreml_ops  # noqa: F401 (registers the ops that the decoder calls)
 from .coreml_constants import AdapterConstants, Parts
+from .decoder import STATIC_ROPES
 from .generic import cache_shape, with_attention
 
 ATTENTION_NAME = "lordba_states"
@@ -20,7 +22,7 @@ HIDDEN = -1e4  # added to the score of a position that must not be seen: fp16 ho
 
 
 class InUse:
-    """The adapter of the forward call that runs. An object of its own, for torch.export copies plain dicts of modules."""
+    """The adapter of the forward call that runs: an object, for torch.export copies plain dicts of modules."""
 
     def __init__(self) -> None:
         self.parts: dict[str, Parts] = {}
@@ -43,6 +45,31 @@ class AdaptedLayer(nn.Module):
         if a.dtype == torch.uint8:
             return y + torch.ops.lordba.sign_adapter(x, a, b, s_in, s_mid, s_out)
         return y + (x * s_in) @ a.t() * s_mid @ b.t() * s_out
+
+
+class RotaryTable(nn.Module):
+    """The cosines and sines of a rotary embedding for every position, computed beforehand.
+
+    Angles in fp16 would be off by up to a quarter radian at position 512.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, source: Any, max_seq_len: int) -> None:
+        super().__init__()
+        if source.rope_type not in STATIC_ROPES:
+            raise LordbaError(
+                f"the rotary embedding {source.rope_type} of {type(source).__name__} changes with the length of the "
+                "text; the Core ML target has none of these"
+            )
+        cos, sin = source(torch.zeros(1), torch.arange(max_seq_len)[None])
+        self.register_buffer("cos", cos[0])
+        self.register_buffer("sin", sin[0])
+
+    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin [1, T, width] of positions [1, T]."""
+        return F.embedding(position_ids, self.cos), F.embedding(position_ids, self.sin)
 
 
 class StateCache(nn.Module):
@@ -87,7 +114,7 @@ def state_attention(
     assert bias is not None
     if caches is not None:
         assert start is not None
-        key, value = caches[module.layer_idx].append(key, value, start)  # type: ignore[operator]
+        key, value = caches[module.layer_idx].append(key, value, start)
     heads, head_dim, kv_heads = query.shape[1], query.shape[3], key.shape[1]
     keys, values = (repeated(tensor, heads // kv_heads) for tensor in (key, value))
     scores = query @ keys.transpose(2, 3) * (head_dim**-0.5 if scaling is None else scaling) + bias
@@ -98,8 +125,7 @@ def repeated(tensor: Tensor, times: int) -> Tensor:
     """Each head of [1, kv_heads, S, head_dim] `times` times in a row, for the query heads that share it."""
     if times == 1:
         return tensor
-    _, heads, length, width = tensor.shape
-    return tensor[:, :, None].expand(1, heads, times, length, width).reshape(1, heads * times, length, width)
+    return torch.stack([tensor] * times, 2).flatten(1, 2)
 
 
 class CoremlDecoder(nn.Module):
@@ -117,6 +143,7 @@ class CoremlDecoder(nn.Module):
         *,
         stateless: bool = False,
         precision: str = "fp16",
+        palettes: bool = True,
     ) -> None:
         super().__init__()
         self.precision = precision
@@ -129,6 +156,9 @@ class CoremlDecoder(nn.Module):
         self.caches = None
         if not stateless:
             self.caches = nn.ModuleList([StateCache(kv_heads, max_seq_len, head_dim) for _ in range(layers)])
+        for path, module in list(self.model.named_modules()):
+            if hasattr(module, "inv_freq"):
+                self.model.set_submodule(path, RotaryTable(module, max_seq_len))
         self._in_use = InUse()
         self.layers: dict[str, AdaptedLayer] = {}
         adapted = {path for adapter in adapters.values() for path in adapter.modules}
@@ -140,16 +170,14 @@ class CoremlDecoder(nn.Module):
                 sizes[path] = size
                 self.layers[path] = AdaptedLayer(layer, path, self._in_use)
                 self.model.set_submodule(path, self.layers[path])
-        self.adapter = AdapterConstants(list(self.layers), precision)
+        self.adapter = AdapterConstants(list(self.layers), precision, palettes)
         self.adapter_inputs = AdapterInputs(sizes, max((adapter.r for adapter in adapters.values()), default=0))
 
     def use(self, adapter: Adapter | None) -> None:
         """Make this adapter a constant of the decoder; None is the base alone."""
         self.adapter.load(adapter.modules if adapter else {})
 
-    def forward(
-        self, tokens: Tensor, start: Tensor | None = None, adapter: dict[str, Tensor] | None = None
-    ) -> Tensor:
+    def forward(self, tokens: Tensor, start: Tensor | None = None, adapter: dict[str, Tensor] | None = None) -> Tensor:
         self._in_use.parts = self.adapter.read() if adapter is None else self.adapter_inputs.parts(adapter)
         positions = torch.arange(tokens.shape[1], dtype=torch.int32)
         caches = None
@@ -172,7 +200,7 @@ class CoremlDecoder(nn.Module):
 
     @torch.no_grad()
     def logits(self, tokens: Tensor, adapter: Adapter | None) -> Tensor:
-        """See target.Captured. Without cache and in float32, whatever the precision of the package."""
+        """See target.Captured. In one go and in float32, keys and values too, which states hold in fp16."""
         self.use(adapter)
         self.all_logits = True
         try:
@@ -191,3 +219,5 @@ class CoremlDecoder(nn.Module):
                         "this model cannot be exported to Core ML"
                     )
                 module.register_parameter(name, nn.Parameter(rounded, requires_grad=False))
+            if isinstance(module, RotaryTable):
+                module.cos, module.sin = module.cos.half().float(), module.sin.half().float()

@@ -19,16 +19,13 @@ from coremltools.converters.mil.mil.block import curr_opset_version
 from lordba.errors import LordbaError
 from lordba.scales import ScaleCode, levels
 
-SIGN_STORAGES = ("lut1", "int8", "fp16")
 _sign_storage = "lut1"
 
 
 @contextlib.contextmanager
 def sign_storage(storage: str) -> Iterator[None]:
-    """Within, how signs are stored: `lut1` one bit each (and log4 scales as 4-bit palettes), or one int8 or fp16 each."""
+    """Within, how signs are stored: `lut1` one bit each, or one int8 or fp16 each."""
     global _sign_storage
-    if storage not in SIGN_STORAGES:
-        raise LordbaError(f"--sign-storage must be one of {', '.join(SIGN_STORAGES)}, found {storage!r}")
     before, _sign_storage = _sign_storage, storage
     try:
         yield
@@ -43,6 +40,12 @@ def register(name: str) -> Any:
 
 def has_ios18() -> bool:
     return curr_opset_version() >= AvailableTarget.iOS18
+
+
+def constant_name(variable: Any) -> str:
+    """The name that a decoded constant has in the package: its buffer's, after exported programs' prefix "b_"."""
+    name: str = variable.name
+    return name.removeprefix("b_") + "_decoded"
 
 
 def value(variable: Any, what: str) -> np.ndarray:
@@ -83,24 +86,15 @@ def sign_adapter(context: Any, node: Any) -> None:
     context.add(mb.mul(x=y, y=s_out, name=node.name), torch_name=node.name)
 
 
-def constant_name(variable: Any) -> str:
-    """The name that a decoded constant has in the package: that of its buffer, after exported programs' prefix "b_"."""
-    return variable.name.removeprefix("b_") + "_decoded"
-
-
 @register("scale_table")
 def scale_table(context: Any, node: Any) -> None:
-    """A palette of 16 levels per vector (iOS 18), else the scales as floats."""
+    """Codes with a palette of 16 levels per vector, which needs iOS 18."""
     codes, ranges, _ = _get_inputs(context, node, expected=3)
     indices, bounds = value(codes, "scale codes"), value(ranges, "scale ranges")
     palettes = np.stack([levels(ScaleCode.LOG4, torch.from_numpy(np.array(row))).numpy() for row in bounds])
-    if _sign_storage == "lut1" and has_ios18():
-        table = mb.constexpr_lut_to_dense(
-            indices=indices.astype(types.np_uint4_dtype), lut=palettes.reshape(-1, 16, 1), name=constant_name(codes)
-        )
-    else:
-        rows = indices.reshape(len(palettes), -1)
-        table = mb.const(val=np.take_along_axis(palettes, rows, 1).reshape(-1), name=constant_name(codes))
+    table = mb.constexpr_lut_to_dense(
+        indices=indices.astype(types.np_uint4_dtype), lut=palettes.reshape(-1, 16, 1), name=constant_name(codes)
+    )
     context.add(table, torch_name=node.name)
 
 

@@ -23,8 +23,8 @@ def scale_table(codes: Tensor, ranges: Tensor, precision: str) -> Tensor:
 
     `precision` fp16 rounds the levels to what a package of that precision stores.
     """
-    rows = [levels(ScaleCode.LOG4, row)[part.long()] for row, part in zip(ranges, codes.chunk(len(ranges)), strict=True)]
-    table = torch.cat(rows)
+    vectors = codes.view(len(ranges), -1).long()
+    table = torch.cat([levels(ScaleCode.LOG4, row)[vector] for row, vector in zip(ranges, vectors, strict=True)])
     return table.half().float() if precision == "fp16" else table
 
 

@@ -1,7 +1,7 @@
 """Adapters as inputs of a Core ML program: what they are called, and how an adapter fills them."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,6 +23,24 @@ class AdapterInputs:
 
     sizes: Mapping[str, tuple[int, int]]
     rank: int
+
+    @classmethod
+    def of_program(cls, modules: Sequence[str], shapes: Mapping[str, tuple[int | None, ...]]) -> "AdapterInputs":
+        """What a program takes, by its inputs' shapes and its modules in the order of its groups."""
+        remaining = iter(modules)
+        sizes: dict[str, tuple[int, int]] = {}
+        rank = 0
+        for name, shape in shapes.items():
+            if name.startswith("a_"):
+                count, rank, d_in = (size or 0 for size in shape)
+                d_out = shapes[name.replace("a_", "b_", 1)][1] or 0
+                sizes |= {next(remaining): (d_in, d_out) for _ in range(count)}
+        return cls(sizes, rank)
+
+    @property
+    def modules(self) -> list[str]:
+        """Module paths in the order of the groups."""
+        return [path for paths in self.groups.values() for path in paths]
 
     @cached_property
     def groups(self) -> dict[tuple[int, int], list[str]]:
