@@ -60,6 +60,8 @@ def export_program(decoder: CoremlDecoder, as_inputs: bool) -> torch.export.Expo
     with torch.no_grad():
         try:
             program = torch.export.export(decoder, (), kwargs, dynamic_shapes=dynamic, strict=False)
+        except LordbaError:
+            raise
         except Exception as error:  # torch.export raises what the model's own code and its guards raise
             raise LordbaError(
                 f"the model cannot be captured by torch.export for Core ML "

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lordba.adapter import Adapter
@@ -14,7 +13,7 @@ from lordba.layers import check_fits, linear_size
 
 from . import coreml_ops  # noqa: F401 (registers the ops that the decoder calls)
 from .coreml_constants import AdapterConstants, Parts
-from .decoder import STATIC_ROPES
+from .coreml_layers import RotaryTable, make_safe
 from .generic import cache_shape, with_attention
 
 ATTENTION_NAME = "lordba_states"
@@ -45,31 +44,6 @@ class AdaptedLayer(nn.Module):
         if a.dtype == torch.uint8:
             return y + torch.ops.lordba.sign_adapter(x, a, b, s_in, s_mid, s_out)
         return y + (x * s_in) @ a.t() * s_mid @ b.t() * s_out
-
-
-class RotaryTable(nn.Module):
-    """The cosines and sines of a rotary embedding for every position, computed beforehand.
-
-    Angles in fp16 would be off by up to a quarter radian at position 512.
-    """
-
-    cos: Tensor
-    sin: Tensor
-
-    def __init__(self, source: Any, max_seq_len: int) -> None:
-        super().__init__()
-        if source.rope_type not in STATIC_ROPES:
-            raise LordbaError(
-                f"the rotary embedding {source.rope_type} of {type(source).__name__} changes with the length of the "
-                "text; the Core ML target has none of these"
-            )
-        cos, sin = source(torch.zeros(1), torch.arange(max_seq_len)[None])
-        self.register_buffer("cos", cos[0])
-        self.register_buffer("sin", sin[0])
-
-    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin [1, T, width] of positions [1, T]."""
-        return F.embedding(position_ids, self.cos), F.embedding(position_ids, self.sin)
 
 
 class StateCache(nn.Module):
@@ -156,9 +130,7 @@ class CoremlDecoder(nn.Module):
         self.caches = None
         if not stateless:
             self.caches = nn.ModuleList([StateCache(kv_heads, max_seq_len, head_dim) for _ in range(layers)])
-        for path, module in list(self.model.named_modules()):
-            if hasattr(module, "inv_freq"):
-                self.model.set_submodule(path, RotaryTable(module, max_seq_len))
+        make_safe(self.model, max_seq_len)
         self._in_use = InUse()
         self.layers: dict[str, AdaptedLayer] = {}
         adapted = {path for adapter in adapters.values() for path in adapter.modules}

@@ -49,6 +49,8 @@ def tiny_model(family: str = "llama", seed: int = 0, **changes: object) -> Any:
         "qwen3": ("Qwen3Config", {"num_key_value_heads": 2, "head_dim": 32}),
         "gpt2": ("GPT2Config", {}),
         "phi": ("PhiConfig", {}),
+        "gemma": ("GemmaConfig", {"num_key_value_heads": 1, "head_dim": 16}),
+        "gemma2": ("Gemma2Config", {"num_key_value_heads": 2, "head_dim": 16}),
     }
     name, own = classes[family]
     torch.manual_seed(seed)
