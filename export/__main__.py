@@ -39,7 +39,7 @@ OPTION_OWNERS = {
     "sign_storage": "coreml",
     "stateless": "coreml",
 }
-DELEGATE_OPTIONS = ("ios", "sign_storage")
+DELEGATE_OPTIONS = ("sign_storage",)
 """Of Core ML, and also of ExecuTorch's delegate for it."""
 
 

@@ -47,6 +47,10 @@ def export_executorch(
     base: BaseModel, adapters: dict[str, Adapter], options: ExportOptions, report: Report = lambda _: None
 ) -> ExportResult:
     """Export a model with its adapters as an ExecuTorch bundle; nothing is written unless everything succeeds."""
+    if options.delegate == "coreml":
+        from .target_delegate import DelegateTarget
+
+        return export(DelegateTarget(base, adapters, options), base, adapters, options, report)
     from .target_executorch import ExecuTorchTarget
 
     return export(ExecuTorchTarget(base, adapters, options), base, adapters, options, report)

@@ -48,9 +48,8 @@ def quiet() -> Iterator[None]:
 
 def export_program(decoder: CoremlDecoder, as_inputs: bool) -> torch.export.ExportedProgram:
     """The decoder, with what it has in use, as torch.export sees it; T is dynamic."""
-    # From 2 on: strides of a dimension of 1 are ambiguous, which torch guards against. The package takes 1 as well.
     kwargs: dict[str, Any] = {"tokens": torch.zeros(1, EXAMPLE_LENGTH, dtype=torch.int32)}
-    dynamic: dict[str, Any] = {"tokens": {1: torch.export.Dim("length", min=2, max=decoder.max_seq_len)}}
+    dynamic: dict[str, Any] = {"tokens": {1: torch.export.Dim("length", min=1, max=decoder.max_seq_len)}}
     if decoder.caches is not None:
         kwargs["start"] = torch.zeros(1, dtype=torch.int32)
         dynamic["start"] = None

@@ -12,7 +12,7 @@ import torch
 from coremltools.converters.mil import Builder as mb
 from coremltools.converters.mil._deployment_compatibility import AvailableTarget
 from coremltools.converters.mil.frontend.torch import register_torch_op
-from coremltools.converters.mil.frontend.torch.ops import _get_inputs
+from coremltools.converters.mil.frontend.torch.ops import _get_inputs, _get_kwinputs
 from coremltools.converters.mil.mil import types
 from coremltools.converters.mil.mil.block import curr_opset_version
 
@@ -149,3 +149,12 @@ def update_cache(context: Any, node: Any) -> None:
 def alias(context: Any, node: Any) -> None:
     """coremltools 9.0 lacks aten.alias, which torch 2.13 leaves in exported programs."""
     context.add(mb.identity(x=_get_inputs(context, node, min_expected=1)[0], name=node.name))
+
+
+@register_torch_op(override=True)
+def gelu(context: Any, node: Any) -> None:
+    """coremltools 9.0 overlooks `approximate`, a keyword in exported programs, and takes the exact form for tanh's."""
+    x, *positional = _get_inputs(context, node, min_expected=1)
+    (approximate,) = _get_kwinputs(context, node, "approximate", default=positional or ["none"])
+    form = getattr(approximate, "val", approximate)
+    context.add(mb.gelu(x=x, mode="TANH_APPROXIMATION" if form == "tanh" else "EXACT", name=node.name))

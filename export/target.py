@@ -29,7 +29,7 @@ class ExportOptions:
     """What the user chose; base_quant `auto` is int4 where it passes the quality gate, else int8.
 
     `adapter_mode` None: `ptd` for ExecuTorch, `functions` for Core ML. `route` and `delegate` are ExecuTorch's,
-    `accuracy_level` and `ort_format` ONNX Runtime's, `ios`, `sign_storage` and `stateless` Core ML's, the first two
+    `accuracy_level` and `ort_format` ONNX Runtime's, `ios`, `sign_storage` and `stateless` Core ML's, `sign_storage`
     also of ExecuTorch's delegate coreml. max_seq_len None: 512 tokens where the cache has a fixed size, and what the
     model takes for ONNX Runtime.
     """

@@ -140,7 +140,10 @@ class CoremlTarget:
                 sources[function] = Path(parts) / f"{function}.mlpackage"
                 model.save(str(sources[function]))
             merge(sources, program)
-        sizes = added_bytes(program, list(sources))
+        return self._measure(program)
+
+    def _measure(self, package: Path) -> tuple[dict[str, int], list[ParityCheck]]:
+        sizes = added_bytes(package, [BASE_FUNCTION, *self.functions.values()])
         added = {name: sum(sizes[function]) for name, function in self.functions.items()}
         checks = []
         for name, function in self.functions.items():

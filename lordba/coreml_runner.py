@@ -15,8 +15,9 @@ from lordba.errors import LordbaError
 from lordba.signs import unpack_signs
 
 BASE_FUNCTION = "base"
-FUNCTIONS, PACKAGES, INPUTS = "functions", "packages", "inputs"
-"""How a bundle holds its adapters: functions of its program, packages of their own, or inputs of every call."""
+FUNCTIONS, PACKAGES, INPUTS, METHODS = "functions", "packages", "inputs", "methods"
+"""How a bundle holds its adapters: functions of its program, packages of their own, inputs of every call, or methods of
+an ExecuTorch program, whose package has them as functions."""
 
 
 Inputs = Mapping[str, tuple[tuple[int | None, ...], Any]]
@@ -35,15 +36,21 @@ class Function(Protocol):
 
 
 class CoremlRunner:
-    """See session.Runner. `reference` runs the package in our interpreter, `exact` without rounding to fp16."""
+    """See session.Runner. `reference` runs the package in our interpreter, `exact` without rounding to fp16.
 
-    def __init__(self, bundle: Bundle, *, reference: bool = False, exact: bool = False) -> None:
+    `program` is the package where it is not a file of the bundle.
+    """
+
+    def __init__(
+        self, bundle: Bundle, *, reference: bool = False, exact: bool = False, program: Path | None = None
+    ) -> None:
         if not reference and platform.system() != "Darwin":
             raise LordbaError(
                 f"{bundle.folder}: Core ML runs on Apple systems alone; --reference runs the package here with an "
                 "interpreter, slowly"
             )
         self._bundle = bundle
+        self._program = program or bundle.program
         self._native = not reference
         self._exact = exact
         self.longest = bundle.manifest.max_seq_len
@@ -71,7 +78,8 @@ class CoremlRunner:
         else:
             self._text = [*self._text[:start], *tokens]
             inputs["tokens"] = np.array([self._text], np.int32)
-        return self._function.run(inputs, self._state)["logits"][0].astype(np.float32)
+        (logits,) = self._function.run(inputs, self._state).values()
+        return logits[0].astype(np.float32)
 
     def _load(self, program: Path, name: str | None) -> Function:
         if self._native:
@@ -109,11 +117,11 @@ class CoremlRunner:
         """The package and the function that hold an adapter; None stands for the package's only function."""
         mode = self._bundle.manifest.adapter_mode
         entry = None if adapter is None else self._bundle.adapter(adapter)
-        if mode == FUNCTIONS:
-            return self._bundle.program, BASE_FUNCTION if entry is None else entry.function
+        if mode in (FUNCTIONS, METHODS):
+            return self._program, BASE_FUNCTION if entry is None else entry.function
         if mode == PACKAGES and entry is not None:
             return self._bundle.folder / entry.file, None
-        return self._bundle.program, None
+        return self._program, None
 
 
 class ReferenceFunction:

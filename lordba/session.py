@@ -88,6 +88,11 @@ def open_runner(bundle: Bundle, *, reference: bool = False) -> Runner:
             f"{bundle.folder}: --reference is for Core ML bundles, which run on Apple systems alone; this one is for "
             f"{target}, whose own runtime runs it here; leave --reference out"
         )
+    if bundle.manifest.adapter_mode == "methods":
+        raise LordbaError(
+            f"{bundle.folder}: its program needs ExecuTorch's Core ML backend, which apps on Apple systems have; "
+            "nothing runs it here"
+        )
     if target == "executorch":
         from lordba.executorch_runner import ExecuTorchRunner
 
