@@ -77,7 +77,7 @@ def sign_matrix(packed: np.ndarray, columns: int, name: str) -> Any:
 
 @register("sign_adapter")
 def sign_adapter(context: Any, node: Any) -> None:
-    """Scales are multiplied at run time: Core ML fails to load a scaled palette on some systems (docs/coreml.md)."""
+    """Scales are multiplied at run time: scaled palettes are reported to fail on some systems (docs/coreml.md)."""
     x, a_signs, b_signs, s_in, s_mid, s_out, *_ = _get_inputs(context, node, min_expected=6)
     a = sign_matrix(value(a_signs, "an adapter's signs"), s_in.shape[0], constant_name(a_signs))
     b = sign_matrix(value(b_signs, "an adapter's signs"), s_mid.shape[0], constant_name(b_signs))

@@ -130,6 +130,7 @@ def recover_package(pte: bytes, folder: Path) -> Path:
     if len(keys) != 1 or file.named_data is None:
         raise LordbaError("the .pte holds no package that its methods share; this is a fault of the export")
     entry = file.named_data.pte_data[keys.pop()]
+    folder.mkdir(parents=True, exist_ok=True)
     executorchcoreml.unflatten_directory_contents(file.named_data.buffers[entry.buffer_index], str(folder))
     (package,) = (path.parent for path in folder.rglob("Manifest.json"))
     return package
