@@ -140,9 +140,13 @@ def check_options(arguments: argparse.Namespace) -> None:
             option = "--" + name.replace("_", "-")
             raise LordbaError(f"{option} is for --target {target}, not for {arguments.target}; leave it out")
     modes = ADAPTER_MODES.get(arguments.target, ())
+    if arguments.adapter_mode and not modes:
+        owners = " or ".join(ADAPTER_MODES)
+        raise LordbaError(f"--adapter-mode is for --target {owners}, not for {arguments.target}; leave it out")
     if arguments.adapter_mode and arguments.adapter_mode not in modes:
-        known = f"takes {' or '.join(modes)}" if modes else "has none: its adapters are files of their own"
-        raise LordbaError(f"--adapter-mode {arguments.adapter_mode}: --target {arguments.target} {known}")
+        raise LordbaError(
+            f"--adapter-mode {arguments.adapter_mode}: --target {arguments.target} takes {' or '.join(modes)}"
+        )
 
 
 def main() -> None:

@@ -323,7 +323,7 @@ class TestOptions:
             ("--target onnx --ios 17", "--ios is for --target coreml"),
             ("--target coreml --route fast", "--route is for --target executorch"),
             ("--target coreml --adapter-mode ptd", "--target coreml takes functions or inputs"),
-            ("--target onnx --adapter-mode inputs", "--target onnx has none"),
+            ("--target onnx --adapter-mode inputs", "--adapter-mode is for --target executorch or coreml"),
             ("--target coreml --delegate coreml", "--delegate is for --target executorch"),
             ("--target executorch --sign-storage int8", "--sign-storage is for --target coreml"),
         ],
