@@ -4,12 +4,18 @@ import copy
 import functools
 import importlib.metadata
 import logging
+import os
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # One thread per process, or threads wait for each other. It must be set before torch loads: torch.set_num_threads
+    # leaves ExecuTorch's attention with sums that differ in the last bit from run to run, which int8 makes visible.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from torch import Tensor, nn
 
