@@ -48,10 +48,10 @@ def export_executorch(
 ) -> ExportResult:
     """Export a model with its adapters as an ExecuTorch bundle; nothing is written unless everything succeeds."""
     if options.delegate == "coreml":
-        from .target_delegate import DelegateTarget
+        from .coreml.delegate import DelegateTarget
 
         return export(DelegateTarget(base, adapters, options), base, adapters, options, report)
-    from .target_executorch import ExecuTorchTarget
+    from .executorch.target import ExecuTorchTarget
 
     return export(ExecuTorchTarget(base, adapters, options), base, adapters, options, report)
 
@@ -61,7 +61,7 @@ def export_onnx(
 ) -> ExportResult:
     """Export a model with its adapters as an ONNX bundle; nothing is written unless everything succeeds."""
     try:
-        from .target_onnx import OnnxTarget
+        from .onnx.target import OnnxTarget
     except ImportError as missing:
         raise LordbaError(f"the ONNX target needs {missing.name}; run: pip install 'lordba[onnx]'") from missing
     return export(OnnxTarget(base, adapters, options), base, adapters, options, report)
@@ -71,7 +71,7 @@ def export_coreml(
     base: BaseModel, adapters: dict[str, Adapter], options: ExportOptions, report: Report = lambda _: None
 ) -> ExportResult:
     """Export a model with its adapters as a Core ML bundle; nothing is written unless everything succeeds."""
-    from .target_coreml import CoremlTarget
+    from .coreml.target import CoremlTarget
 
     return export(CoremlTarget(base, adapters, options), base, adapters, options, report)
 

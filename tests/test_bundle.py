@@ -15,10 +15,10 @@ from lordba.adapter import Adapter
 from lordba.bundle import MANIFEST_NAME, Bundle, read_bundle
 from lordba.errors import LordbaError
 from lordba.export import bundle as export_bundle
-from lordba.export import target_executorch
 from lordba.export.bundle import ExportOptions, export_executorch
-from lordba.export.executorch import Lowered
-from lordba.export.target_executorch import ExecuTorchTarget
+from lordba.export.executorch import target as executorch_target
+from lordba.export.executorch.lowering import Lowered
+from lordba.export.executorch.target import ExecuTorchTarget
 from lordba.models import BaseModel, fingerprint
 from lordba.session import Session
 
@@ -231,7 +231,7 @@ class TestFailedExport:
     @pytest.fixture(autouse=True)
     def stand_ins(self, monkeypatch) -> None:
         lowered = Lowered(b"a program", ["lordba::sign_adapter.blob_out"], 1, None)
-        monkeypatch.setattr(target_executorch, "lower", lambda *_: lowered)
+        monkeypatch.setattr(executorch_target, "lower", lambda *_: lowered)
         monkeypatch.setattr(export_bundle, "verify", lambda *_: ([], []))
 
     @pytest.fixture

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from lordba.adapter import Adapter
 from lordba.errors import LordbaError
-from lordba.export.capture import Captured, capture
-from lordba.export.decoder import why_not_fast
-from lordba.export.quantize import quantize_base
+from lordba.export.executorch.capture import Captured, capture
+from lordba.export.executorch.decoder import why_not_fast
+from lordba.export.executorch.quantize import quantize_base
 from lordba.scales import ScaleCode
 
 TOLERANCE = 2e-5

@@ -18,13 +18,13 @@ from lordba.coreml_runner import CoremlRunner
 from lordba.errors import LordbaError
 from lordba.export import __main__ as command
 from lordba.export.bundle import export_coreml, export_executorch
-from lordba.export.coreml import CoremlOptions, convert
-from lordba.export.coreml_decoder import CoremlDecoder
-from lordba.export.coreml_package import WEIGHTS_NAME, added_bytes
-from lordba.export.coreml_probe import CoremlProbe, stored_parts
+from lordba.export.coreml.decoder import CoremlDecoder
+from lordba.export.coreml.delegate import recover_package
+from lordba.export.coreml.lowering import CoremlOptions, convert
+from lordba.export.coreml.package import WEIGHTS_NAME, added_bytes
+from lordba.export.coreml.probe import CoremlProbe, stored_parts
+from lordba.export.coreml.target import CoremlTarget, function_names
 from lordba.export.target import ExportOptions
-from lordba.export.target_coreml import CoremlTarget, function_names
-from lordba.export.target_delegate import recover_package
 from lordba.session import Session, open_runner
 from lordba.signs import unpack_signs
 

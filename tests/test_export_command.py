@@ -17,8 +17,8 @@ from lordba.bundle import read_bundle
 from lordba.console import run_command
 from lordba.export import __main__ as command_line
 from lordba.export import bundle as export_bundle
-from lordba.export import target_executorch
-from lordba.export.executorch import Lowered
+from lordba.export.executorch import target as executorch_target
+from lordba.export.executorch.lowering import Lowered
 from lordba.models import fingerprint
 
 
@@ -66,7 +66,7 @@ def test_a_model_with_two_adapters_becomes_a_bundle(command, tiny_folder, tiny_a
 def test_a_failed_check_is_said_and_exits_with_1(command, monkeypatch, tiny_folder, tiny_adapters):
     checks = export_bundle.judge("program", None, {"mean_kl": 0.5}, {"mean_kl": 0.035})
     lowered = Lowered(b"a program", ["lordba::sign_adapter.blob_out"], 1, None)
-    monkeypatch.setattr(target_executorch, "lower", lambda *_: lowered)
+    monkeypatch.setattr(executorch_target, "lower", lambda *_: lowered)
 
     def verify(target, bundle, *_):
         (entry, *_) = bundle.manifest.adapters

@@ -12,11 +12,11 @@ from lordba.blob import HEADER, MAGIC, RECORD
 from lordba.bundle import Bundle
 from lordba.errors import LordbaError
 from lordba.executorch_runner import Program
-from lordba.export import executorch
-from lordba.export.capture import Captured, capture
-from lordba.export.executorch import lower
-from lordba.export.quantize import quantize_base
-from lordba.export.target_executorch import ExecuTorchProbe
+from lordba.export.executorch import lowering
+from lordba.export.executorch.capture import Captured, capture
+from lordba.export.executorch.lowering import lower
+from lordba.export.executorch.quantize import quantize_base
+from lordba.export.executorch.target import ExecuTorchProbe
 from lordba.export.verify import OP_LIMIT
 from lordba.models import BaseModel
 from lordba.scales import ScaleCode
@@ -168,7 +168,7 @@ def test_our_partitioner_settings_change_no_number(monkeypatch, base_quant):
     model = tiny_model(num_hidden_layers=1)
     adapter = random_adapter(model)
     ours, _, blob = lowered_input_mode(model, adapter, base_quant)
-    monkeypatch.setattr(executorch, "_partitioner", stock_partitioner)
+    monkeypatch.setattr(lowering, "_partitioner", stock_partitioner)
     stock, _, _ = lowered_input_mode(model, adapter, base_quant)
     for tokens in (TOKENS, TOKENS[:1]):
         assert torch.equal(run(ours, blob, tokens), run(stock, blob, tokens))

@@ -16,9 +16,9 @@ import lordba
 from lordba.adapter import Adapter
 from lordba.backends.onnxruntime import library
 from lordba.errors import LordbaError
-from lordba.export.onnx import lower, save
-from lordba.export.onnx_decoder import AdapterNode, OnnxDecoder
-from lordba.export.onnx_op import DOMAIN, NAME
+from lordba.export.onnx.decoder import AdapterNode, OnnxDecoder
+from lordba.export.onnx.lowering import lower, save
+from lordba.export.onnx.op import DOMAIN, NAME
 from lordba.onnx_adapter import PARAMETERS, OnnxAdapter, adapter_tensors, write_onnx_adapter
 from lordba.scales import ScaleCode
 

@@ -17,8 +17,8 @@ from lordba.backends.onnxruntime import native_calls
 from lordba.bundle import Bundle, read_bundle
 from lordba.errors import LordbaError
 from lordba.export.bundle import ExportOptions, export_onnx
-from lordba.export.ort_format import NATIVE_NAME, PORTABLE_NAME
-from lordba.export.target_onnx import OnnxTarget
+from lordba.export.onnx.ort_format import NATIVE_NAME, PORTABLE_NAME
+from lordba.export.onnx.target import OnnxTarget
 from lordba.onnx_adapter import OnnxAdapter, adapter_tensors, model_version, write_onnx_adapter
 from lordba.onnx_runner import OnnxRunner
 from lordba.scales import ScaleCode

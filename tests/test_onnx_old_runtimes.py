@@ -14,8 +14,8 @@ import pytest
 from conftest import random_adapter, some_tokens, tiny_model, transformers_logits
 
 from lordba.backends.onnxruntime import library
-from lordba.export.onnx import lower, save
-from lordba.export.onnx_decoder import OnnxDecoder
+from lordba.export.onnx.decoder import OnnxDecoder
+from lordba.export.onnx.lowering import lower, save
 from lordba.onnx_adapter import adapter_tensors
 from lordba.scales import ScaleCode
 

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from lordba.adapter import SignModule
 from lordba.backends.onnxruntime import library, native_calls
-from lordba.export.onnx_op import DOMAIN, NAME, VERSION, register_schema
-from lordba.export.onnx_probe import node_model
+from lordba.export.onnx.op import DOMAIN, NAME, VERSION, register_schema
+from lordba.export.onnx.probe import node_model
 from lordba.onnx_adapter import module_tensors
 from lordba.scales import ScaleCode, encode_scales
 

@@ -6,9 +6,9 @@ from conftest import random_adapter, tiny_model
 from torch import Tensor, nn
 
 from lordba.errors import LordbaError
-from lordba.export.onnx_decoder import AdapterNode, OnnxDecoder
+from lordba.export.onnx.decoder import AdapterNode, OnnxDecoder
+from lordba.export.onnx.quantize import Int8Embedding, Int8Linear, NBitsLinear, SplitInt4Linear, quantize_base
 from lordba.export.quantize import GROUP
-from lordba.export.quantize_onnx import Int8Linear, Int8Rows, NBitsLinear, SplitInt4Linear, quantize_base
 from lordba.scales import ScaleCode
 
 N, K = 24, 96
@@ -71,7 +71,7 @@ def test_embedding_loses_nothing_of_q8_0(generator):
     source = nn.Embedding(50, K).requires_grad_(False)
     source.weight.data = q8_0(generator, 50)
     tokens = torch.randint(0, 50, (2, 5), generator=generator)
-    assert off_by(Int8Rows(source)(tokens), source(tokens).double()) < 1e-6
+    assert off_by(Int8Embedding(source)(tokens), source(tokens).double()) < 1e-6
 
 
 @pytest.mark.parametrize("base_quant, bits", [("int4", 4), ("int8", 8)])
@@ -84,7 +84,7 @@ def test_every_linear_but_the_head_which_stays_in_8_bit(base_quant, bits):
     head = {path: found.pop(path) for path in list(found) if "lm_head" in path}
     assert len(found) == 14 and set(found.values()) == {bits} and list(head.values()) == [8]
     assert isinstance(decoder.model.get_output_embeddings(), AdapterNode)
-    assert isinstance(decoder.model.get_input_embeddings(), Int8Rows)
+    assert isinstance(decoder.model.get_input_embeddings(), Int8Embedding)
 
 
 def test_a_width_that_groups_do_not_divide_stays_float():

@@ -8,10 +8,9 @@ from torchao.quantization.quantize_.workflows.intx import intx_unpacked_to_int8_
 
 from lordba.adapter import Adapter
 from lordba.errors import LordbaError
-from lordba.export.adapted import AdaptedLinear
-from lordba.export.capture import capture
-from lordba.export.quantize import (
-    GROUP,
+from lordba.export.executorch.adapted import AdaptedLinear
+from lordba.export.executorch.capture import capture
+from lordba.export.executorch.quantize import (
     Int8Embedding,
     QuantizedLinear,
     SplitInt4Linear,
@@ -19,6 +18,7 @@ from lordba.export.quantize import (
     int8_linear,
     quantize_base,
 )
+from lordba.export.quantize import GROUP
 from lordba.scales import ScaleCode
 
 N, K = 24, 96

@@ -175,8 +175,8 @@ class AttentionProbe(nn.Module):
         return nn.functional.embedding(tokens, getattr(self, name)).unflatten(-1, (-1, self.dim))
 
     def forward(self, tokens: Tensor, input_pos: Tensor) -> Tensor:
-        from lordba.export.attention import attend
-        from lordba.export.decoder import start_position
+        from lordba.export.executorch.attention import attend
+        from lordba.export.executorch.decoder import start_position
 
         start = start_position(input_pos, tokens.shape[1], self.max_len)
         q, k, v = (self.rows(name, tokens) for name in "qkv")

@@ -13,7 +13,7 @@ from lordba.bundle import Bundle, ParityCheck, read_bundle
 from lordba.executorch_runner import Program
 from lordba.export import bundle as export_bundle
 from lordba.export.bundle import ExportOptions, export_executorch, shipped_adapters
-from lordba.export.target_executorch import MAX_SEQ_LEN
+from lordba.export.executorch.target import MAX_SEQ_LEN
 from lordba.export.verify import text_windows
 from lordba.models import BaseModel, load_base
 from lordba.run import load_tokenizer

@@ -17,13 +17,13 @@ from lordba.onnx_runner import OnnxRunner
 from lordba.scales import ScaleCode
 from lordba.session import Session
 
+from ..target import ExportOptions, Limits, Program, Way
+from .decoder import OnnxDecoder
 from .genai import write_genai_config
-from .onnx import lower, requires, save
-from .onnx_decoder import OnnxDecoder
-from .onnx_probe import OnnxProbe
+from .lowering import lower, requires, save
 from .ort_format import write_ort_pair
-from .quantize_onnx import ACCURACY_LEVELS, quantize_base
-from .target import ExportOptions, Limits, Program, Way
+from .probe import OnnxProbe
+from .quantize import ACCURACY_LEVELS, quantize_base
 
 PROGRAM_NAME = "model.onnx"
 FLOAT_LIMITS = {"max_rel_err": 1e-4, "mean_kl": 1e-6, "top1_agreement": 0.999}

@@ -13,8 +13,8 @@ from lordba.layers import LordbaLinear, linear_size
 from lordba.onnx_adapter import PARAMETERS, parameter_shapes
 from lordba.scales import ScaleCode
 
-from .generic import cache_shape, with_attention
-from .onnx_op import DOMAIN, NAME, VERSION
+from ..model import cache_shape, with_attention
+from .op import DOMAIN, NAME, VERSION
 
 ATTENTION_NAME = "lordba_growing_cache"
 TRACE_RANK = 64

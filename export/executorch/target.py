@@ -12,11 +12,11 @@ from lordba.executorch_runner import Program as RuntimeProgram
 from lordba.models import BaseModel
 from lordba.session import Session
 
+from ..target import ExportOptions, Program, Way, record_inputs, worst_error
 from .adapted import AdaptedLinear
 from .capture import Captured, capture
-from .executorch import Lowered, lower, write_ptd
+from .lowering import Lowered, lower, write_ptd
 from .quantize import quantize_base
-from .target import ExportOptions, Program, Way, record_inputs, worst_error
 
 MAX_SEQ_LEN = 512
 FLOAT_LIMITS = {"max_abs_err": 2e-3, "mean_kl": 1e-6, "top1_agreement": 0.999}

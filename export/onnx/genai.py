@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lordba.models import BaseModel
 
-from .generic import cache_shape
+from ..model import cache_shape
 
 NAME = "genai_config.json"
 

@@ -1,6 +1,6 @@
 """What a Core ML program is made of beyond PyTorch's own operators, with its eager meaning.
 
-Each op becomes a few MIL operations (coreml_lowering.py), so that codes reach the package as codes: the converter would
+Each op becomes a few MIL operations (mil.py), so that codes reach the package as codes: the converter would
 fold an ordinary dequantization into float weights, and it has no way to write a cache at a position that is data.
 """
 

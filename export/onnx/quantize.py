@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .onnx_decoder import AdapterNode, OnnxDecoder
-from .quantize import GROUP, Int8Embedding, group_codes, replace_layers
+from ..quantize import GROUP, Int8Rows, group_codes, replace_layers
+from .decoder import AdapterNode, OnnxDecoder
 
 ACCURACY_LEVELS = (0, 4)
 
@@ -92,7 +92,7 @@ class Int8Linear(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
-class Int8Rows(Int8Embedding):
+class Int8Embedding(Int8Rows):
     """The embedding in standard operators: rows of codes and of scales are gathered, then multiplied."""
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -113,4 +113,4 @@ def quantize_base(decoder: OnnxDecoder, base_quant: str, accuracy_level: int) ->
         return SplitInt4Linear(layer, accuracy_level) if bits == 4 else Int8Linear(layer, accuracy_level)
 
     head = decoder.model.get_output_embeddings()
-    replace_layers(decoder, head.linear if isinstance(head, AdapterNode) else head, base_quant, linear, Int8Rows)
+    replace_layers(decoder, head.linear if isinstance(head, AdapterNode) else head, base_quant, linear, Int8Embedding)

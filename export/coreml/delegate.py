@@ -17,9 +17,9 @@ from lordba.errors import LordbaError
 from lordba.models import BaseModel
 from lordba.session import Session
 
-from .coreml import export_program, quiet
-from .target import ExportOptions, Limits, Program, Way
-from .target_coreml import HALF_ADAPTER_LIMITS, HALF_LIMITS, CoremlTarget
+from ..target import ExportOptions, Limits, Program, Way
+from .lowering import export_program, quiet
+from .target import HALF_ADAPTER_LIMITS, HALF_LIMITS, CoremlTarget
 
 PROGRAM_NAME = "model.pte"
 OUTPUT_LIMITS: Limits = {"max_rel_err": 1e-3}  # ExecuTorch's Core ML backend puts logits out in fp16
@@ -85,7 +85,7 @@ def lower_to_pte(methods: Mapping[str, torch.export.ExportedProgram], storage: s
         from executorch.backends.apple.coreml.partition import CoreMLPartitioner
         from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
-        from .coreml_lowering import sign_storage
+        from .mil import sign_storage
 
         specs = CoreMLBackend.generate_compile_specs(
             compute_precision=ct.precision.FLOAT16, minimum_deployment_target=ct.target.iOS18

@@ -17,12 +17,12 @@ from lordba.errors import LordbaError
 from lordba.models import BaseModel
 from lordba.session import Session
 
-from .coreml import CoremlOptions, convert
-from .coreml_decoder import CoremlDecoder
-from .coreml_package import added_bytes, merge
-from .coreml_probe import CoremlProbe, stored_parts
-from .quantize_coreml import quantize_base
-from .target import ExportOptions, Limits, Program, Way
+from ..target import ExportOptions, Limits, Program, Way
+from .decoder import CoremlDecoder
+from .lowering import CoremlOptions, convert
+from .package import added_bytes, merge
+from .probe import CoremlProbe, stored_parts
+from .quantize import quantize_base
 
 PROGRAM_NAME = "model.mlpackage"
 MAX_SEQ_LEN = 512

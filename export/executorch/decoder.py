@@ -13,12 +13,11 @@ from torch import Tensor, nn
 
 from lordba.backends.executorch import ops  # noqa: F401 (registers lordba::rope_heads, swiglu)
 
+from ..model import STATIC_ROPES, side_by_side
 from .adapted import AdaptedLinear, AdapterSlot
 from .attention import attend
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-# dynamic changes only beyond max_position_embeddings, which no program exceeds
-STATIC_ROPES = ("default", "linear", "dynamic", "llama3", "yarn")
 
 
 def why_not_fast(model: Any) -> str | None:
@@ -52,17 +51,6 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.weight * (x * torch.rsqrt(F.linear(x * x, self.mean) + self.eps))
-
-
-def side_by_side(*layers: nn.Linear) -> nn.Linear:
-    """One new linear layer whose output is the outputs of these, concatenated; the source model stays as it is."""
-    biases: list[Tensor] = [layer.bias for layer in layers]
-    with torch.device("meta"):
-        joined = nn.Linear(layers[0].in_features, sum(layer.out_features for layer in layers), biases[0] is not None)
-    joined.weight = nn.Parameter(torch.cat([layer.weight for layer in layers]), requires_grad=False)
-    if biases[0] is not None:
-        joined.bias = nn.Parameter(torch.cat(biases), requires_grad=False)
-    return joined
 
 
 class Attention(nn.Module):

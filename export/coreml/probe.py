@@ -11,9 +11,9 @@ from lordba.coreml_adapter import Parts
 from lordba.scales import decode_scales
 from lordba.signs import unpack_signs
 
-from .coreml_constants import rounded
-from .coreml_decoder import CoremlDecoder
-from .target import record_inputs
+from ..target import record_inputs
+from .constants import rounded
+from .decoder import CoremlDecoder
 
 
 class CoremlProbe:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lordba.errors import LordbaError
 
-from .decoder import STATIC_ROPES
+from ..model import STATIC_ROPES
 
 SMALLEST_NORMAL = 2.0**-14  # of fp16
 

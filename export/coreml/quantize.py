@@ -7,15 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import coreml_ops
-from .coreml_decoder import AdaptedLayer, CoremlDecoder
-from .quantize import GROUP, group_codes, replace_layers
+from ..quantize import GROUP, group_codes, replace_layers
+from . import ops
+from .decoder import AdaptedLayer, CoremlDecoder
 
 SMALLEST = 2.0**-24  # of fp16
 
 
 class BlockLinear(nn.Module):
-    """A linear layer with weight = scale * (code - offset), see coreml_ops.block_linear."""
+    """A linear layer with weight = scale * (code - offset), see ops.block_linear."""
 
     codes: Tensor
     scale: Tensor
@@ -27,7 +27,7 @@ class BlockLinear(nn.Module):
         self.register_buffer("scale", scale.half().float())
         self.register_buffer("offset", None if offset is None else offset.half().float())
         self.bias = bias
-        self._weight = coreml_ops.dequantize(self.codes, self.scale, self.offset)  # no buffer: eager only
+        self._weight = ops.dequantize(self.codes, self.scale, self.offset)  # no buffer: eager only
 
     def forward(self, x: Tensor) -> Tensor:
         if not torch.compiler.is_exporting():

@@ -1,7 +1,5 @@
 """The generic path: any transformers decoder, with its attention and cache replaced through transformers' registry."""
 
-import copy
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,9 +8,10 @@ from torch import Tensor, nn
 from lordba.errors import LordbaError
 from lordba.layers import linear_size
 
+from ..model import cache_shape, with_attention
 from .adapted import AdaptedLinear, AdapterSlot
 from .attention import attend
-from .decoder import side_by_side, start_position
+from .decoder import start_position
 
 ATTENTION_NAME = "lordba_static_cache"
 
@@ -50,43 +49,6 @@ def static_cache_attention(
     return attend(q, k, v, cache.k, cache.v, start, scale), None
 
 
-def with_attention(model: Any, name: str, attention: Callable[..., tuple[Tensor, None]]) -> Any:
-    """A copy of the model's structure, sharing its weights, that runs this attention and makes no mask of its own.
-
-    Its head has a weight of its own, and every linear layer is an nn.Linear.
-    """
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    if getattr(model.config, "num_attention_heads", None) is None or not getattr(
-        model, "_supports_attention_backend", False
-    ):
-        raise LordbaError(
-            f"the generic path needs a decoder whose attention is configurable; {type(model).__name__} has none"
-        )
-    model = copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
-    ALL_ATTENTION_FUNCTIONS.register(name, attention)
-    ALL_MASK_ATTENTION_FUNCTIONS.register(name, lambda *args, **kwargs: None)
-    model.config._attn_implementation = name
-    output = model.get_output_embeddings()
-    if output is not None and output.weight is model.get_input_embeddings().weight:
-        # Embedding and head are quantized apart, and tied weights do not export.
-        model.set_output_embeddings(side_by_side(output))
-        model.config.tie_word_embeddings = False
-    for path, layer in list(model.named_modules()):
-        if type(layer).__name__ == "Conv1D":  # GPT-2's linear layer, weight transposed
-            model.set_submodule(path, as_linear(layer))
-    return model
-
-
-def cache_shape(config: Any) -> tuple[int, int, int]:
-    """Layers, heads of keys and values, and their width."""
-    heads = config.num_attention_heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return config.num_hidden_layers, kv_heads, head_dim
-
-
 class GenericDecoder(nn.Module):
     """Same contract as decoder.Decoder, around the unmodified transformers model."""
 
@@ -120,12 +82,3 @@ class GenericDecoder(nn.Module):
             caches=self.caches,
             logits_to_keep=0 if self.all_logits else 1,
         ).logits
-
-
-def as_linear(layer: Any) -> nn.Linear:
-    """GPT-2's Conv1D, weight [d_in, d_out], as the linear layer that it is."""
-    d_in, d_out = layer.weight.shape
-    linear = nn.Linear(d_in, d_out, device="meta")
-    linear.weight = nn.Parameter(layer.weight.detach().t().contiguous(), requires_grad=False)
-    linear.bias = layer.bias
-    return linear

@@ -13,7 +13,7 @@ import torch
 
 from lordba.errors import LordbaError
 
-from .coreml_decoder import CoremlDecoder
+from .decoder import CoremlDecoder
 
 EXAMPLE_LENGTH = 8
 
@@ -74,7 +74,7 @@ def convert(decoder: CoremlDecoder, options: CoremlOptions) -> Any:
     with quiet():
         import coremltools as ct
 
-        from .coreml_lowering import sign_storage
+        from .mil import sign_storage
 
         half = decoder.precision == "fp16"
         real = np.float16 if half else np.float32

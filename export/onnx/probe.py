@@ -11,9 +11,9 @@ from lordba.adapter import Adapter
 from lordba.onnx_adapter import PARAMETERS, module_tensors, onnxruntime
 from lordba.scales import ScaleCode
 
-from .onnx_decoder import AdapterNode, OnnxDecoder
-from .onnx_op import DOMAIN, IR_VERSION, NAME, OPSET, VERSION, function_body
-from .target import Captured, record_inputs, worst_error
+from ..target import Captured, record_inputs, worst_error
+from .decoder import AdapterNode, OnnxDecoder
+from .op import DOMAIN, IR_VERSION, NAME, OPSET, VERSION, function_body
 
 
 def node_model(code: ScaleCode, dtype: torch.dtype = torch.float32) -> onnx.ModelProto:

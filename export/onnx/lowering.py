@@ -10,8 +10,8 @@ import torch
 from lordba.errors import LordbaError
 from lordba.onnx_adapter import PARAMETERS, RANGE_BYTES, parameter_shapes
 
-from .onnx_decoder import AdapterNode, OnnxDecoder
-from .onnx_op import DOMAIN, IR_VERSION, NAME, OPSET, VERSION, function_body, register_schema
+from .decoder import AdapterNode, OnnxDecoder
+from .op import DOMAIN, IR_VERSION, NAME, OPSET, VERSION, function_body, register_schema
 
 DATA_SUFFIX = ".data"
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lordba.adapter import SignModule
 from lordba.scales import EncodedScales, ScaleCode, decode_scales
 
-from . import coreml_ops  # noqa: F401 (registers lordba::scale_table)
+from . import ops  # noqa: F401 (registers lordba::scale_table)
 
 Parts = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 """Of one module: signs A and B, packed, or +1 and -1 where they come as inputs; scales in, mid and out, decoded."""

@@ -11,10 +11,10 @@ from lordba.coreml_adapter import AdapterInputs
 from lordba.errors import LordbaError
 from lordba.layers import check_fits, linear_size
 
-from . import coreml_ops  # noqa: F401 (registers the ops that the decoder calls)
-from .coreml_constants import AdapterConstants, Parts
-from .coreml_layers import RotaryTable, make_safe
-from .generic import cache_shape, with_attention
+from ..model import cache_shape, with_attention
+from . import ops  # noqa: F401 (registers the ops that the decoder calls)
+from .constants import AdapterConstants, Parts
+from .layers import RotaryTable, make_safe
 
 ATTENTION_NAME = "lordba_states"
 HIDDEN = -1e4  # added to the score of a position that must not be seen: fp16 holds it, and exp() makes it 0

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .coreml import quiet
+from .lowering import quiet
 
 SPEC_NAME = "Data/com.apple.CoreML/model.mlmodel"
 WEIGHTS_NAME = "Data/com.apple.CoreML/weights/weight.bin"

@@ -1,0 +1,1 @@
+"""The ExecuTorch target: `target` is the way in."""

@@ -1,0 +1,1 @@
+"""The ONNX target: `target` is the way in."""
