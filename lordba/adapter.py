@@ -143,7 +143,7 @@ def load_adapter(folder: Path) -> Adapter:
         raise LordbaError(f"{weights}: cannot be read ({error}); it is truncated or damaged, copy it anew") from error
     shapes = _read_shapes(metadata, weights)
     modules = {
-        key.removeprefix(PREFIX): _take_module(key, shape, code, tensors, weights) for key, shape in shapes.items()
+        key.removeprefix(PREFIX): take_module(key, shape, code, tensors, weights) for key, shape in shapes.items()
     }
     if tensors:
         raise LordbaError(f"{weights}: unexpected tensor {min(tensors)!r} that its shapes metadata does not list")
@@ -200,7 +200,7 @@ def _read_shapes(metadata: Mapping[str, str], path: Path) -> dict[str, dict[str,
     return shapes
 
 
-def _take_module(
+def take_module(
     key: str, shape: Mapping[str, int], code: ScaleCode, tensors: dict[str, Tensor], path: Path
 ) -> SignModule:
     """Remove one module's tensors from `tensors`, checked against its shape."""
