@@ -13,7 +13,7 @@ from lordba.latents import to_module
 from lordba.lora import to_lora
 from lordba.models import fingerprint_of
 from lordba.scales import ScaleCode
-from lordba.tuner import LordbaConfig, lordba_layers
+from lordba.tuner import lordba_config, lordba_layers
 
 
 def pack(
@@ -30,9 +30,7 @@ def pack(
     throughout; otherwise give it (lordba.models.fingerprint of the base before it was cast or quantized) or none is
     recorded.
     """
-    config = getattr(model, "peft_config", {}).get(adapter_name)
-    if not isinstance(config, LordbaConfig):
-        raise LordbaError(f"pack: the model has no LoRDBA adapter named {adapter_name!r}; name one of its own")
+    config = lordba_config(model, adapter_name)
     if config.modules_to_save:
         raise LordbaError(
             f"pack: adapter {adapter_name!r} also trains {sorted(config.modules_to_save)} in full, which signs cannot "
@@ -50,6 +48,7 @@ def pack(
 
 def adapter_of(model: nn.Module, adapter_name: str = "default", scales: ScaleCode | str = ScaleCode.FP32) -> Adapter:
     """The signs and scales of a PEFT model's adapter, which names no base."""
+    lordba_config(model, adapter_name)
     code = ScaleCode(scales)
     modules: dict[str, SignModule] = {}
     for path, layer in lordba_layers(model).items():
@@ -57,8 +56,6 @@ def adapter_of(model: nn.Module, adapter_name: str = "default", scales: ScaleCod
             modules[path] = layer.packed(adapter_name).module
         elif adapter_name in layer.lordba_A:
             modules[path] = to_module(*layer.latents(adapter_name), layer.scaling[adapter_name])
-    if not modules:
-        raise LordbaError(f"the model has no layer with an adapter named {adapter_name!r}; name one of its own")
     stored = next(iter(modules.values())).s_in.code
     adapter = Adapter(dict(sorted(modules.items())), stored)
     return adapter if stored is code else convert_lora(to_lora(adapter), scale_code=code)[0]

@@ -239,6 +239,14 @@ def lordba_layers(model: nn.Module) -> dict[str, LordbaLayer]:
     return {path.removeprefix(PREFIX): layer for path, layer in model.named_modules() if isinstance(layer, LordbaLayer)}
 
 
+def lordba_config(model: nn.Module, adapter_name: str) -> LordbaConfig:
+    """The configuration of a PEFT model's adapter."""
+    config = getattr(model, "peft_config", {}).get(adapter_name)
+    if not isinstance(config, LordbaConfig):
+        raise LordbaError(f"the model has no LoRDBA adapter named {adapter_name!r}; name one of its own")
+    return config
+
+
 def start_from(model: nn.Module, adapter: Adapter, adapter_name: str = "default") -> None:
     """Let a PEFT model's latents begin at an adapter, such as convert_lora makes of a LoRA; ranks may differ."""
     layers = {path: layer for path, layer in lordba_layers(model).items() if adapter_name in layer.lordba_A}
@@ -251,7 +259,7 @@ def start_from(model: nn.Module, adapter: Adapter, adapter_name: str = "default"
         if (module.d_in, module.d_out) != (layer.in_features, layer.out_features):
             raise LordbaError(f"start_from: module {path} has another size in the adapter, made for another model")
         layer.set_latents(adapter_name, *to_latents(module))
-    _describe(vars(model)["peft_config"][adapter_name], layers, adapter_name)
+    _describe(lordba_config(model, adapter_name), layers, adapter_name)
 
 
 def _load_packed(layers: dict[str, LordbaLayer], config: LordbaConfig, name: str, tensors: dict[str, Tensor]) -> None:

@@ -95,11 +95,8 @@ def test_an_adapters_latents_compute_the_adapter():
     a, b = to_latents(module)
     again = to_module(a, b, 1.0)
     assert torch.equal(again.a_signs, module.a_signs) and torch.equal(again.b_signs, module.b_signs)
-    for one, other in zip(again.factors(), module.factors(), strict=True):
-        wanted = other.abs().sum()
-        assert one.shape == other.shape and wanted > 0
-    product = [b @ a for b, a in (again.factors(), module.factors())]
-    torch.testing.assert_close(*product, rtol=1e-5, atol=1e-9)
+    found, wanted = (b @ a for b, a in (again.factors(), module.factors()))
+    assert (found - wanted).norm() < 1e-6 * wanted.norm()
     torch.testing.assert_close(b.norm(dim=0), a.norm(dim=1))
 
 
