@@ -262,6 +262,13 @@ def start_from(model: nn.Module, adapter: Adapter, adapter_name: str = "default"
     _describe(lordba_config(model, adapter_name), layers, adapter_name)
 
 
+def use_packed(model: nn.Module, adapter: Adapter) -> None:
+    """Let a PEFT model compute a packed adapter of the same modules in place of its latents."""
+    for path, layer in lordba_layers(model).items():
+        layer.add_packed("packed", adapter.modules[path])
+        layer.set_adapter("packed")
+
+
 def _load_packed(layers: dict[str, LordbaLayer], config: LordbaConfig, name: str, tensors: dict[str, Tensor]) -> None:
     """Give every layer its part of a packed adapter, frozen or as latents; target_modules may name more layers."""
     where = Path(f"adapter {name!r}")
