@@ -66,9 +66,9 @@ def run(*args: Any, **options: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def whole(tiny_folder: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """An uninterrupted run of 60 steps: its folder and report."""
+    """An uninterrupted run of 40 steps: its folder and report."""
     output = tmp_path_factory.mktemp("whole") / "out"
-    return output, run(tiny_folder, text, output, steps=60)
+    return output, run(tiny_folder, text, output, steps=40)
 
 
 def test_training_lowers_the_loss_and_packs_what_was_trained(whole, tiny_base):
@@ -79,8 +79,8 @@ def test_training_lowers_the_loss_and_packs_what_was_trained(whole, tiny_base):
     assert abs(losses["packed"] - losses["trained"]) < 0.05 * (losses["start"] - losses["trained"])
     adapter = load_adapter(output / "adapter")
     assert adapter.base_fingerprint == fingerprint(tiny_base.model) and adapter.nbytes == report["bytes"]
-    assert len(report["train"]) == 60 and report["held_out"].keys() == {"0", "60"}
-    latents = PeftModel.from_pretrained(tiny_model(), output / "checkpoints" / "step-000060")  # PEFT reads it
+    assert len(report["train"]) == 40 and report["held_out"].keys() == {"0", "40"}
+    latents = PeftModel.from_pretrained(tiny_model(), output / "checkpoints" / "step-000040")  # PEFT reads it
     lordba.pack(latents, output / "again", base_fingerprint=adapter.base_fingerprint)
     assert (output / "again" / WEIGHTS_NAME).read_bytes() == (output / "adapter" / WEIGHTS_NAME).read_bytes()
 
@@ -98,7 +98,7 @@ def test_the_reported_loss_is_that_of_the_model(whole, tiny_base, text):
 
 def test_a_run_that_was_killed_resumes_to_the_same_result(whole, tiny_folder, text, tmp_path):
     output = tmp_path / "out"
-    words = arguments(tiny_folder, text, output, steps=60, **{"save-every": 7})
+    words = arguments(tiny_folder, text, output, steps=40, **{"save-every": 7})
     command = [sys.executable, "-m", "lordba.train", *words]
     process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
@@ -107,28 +107,29 @@ def test_a_run_that_was_killed_resumes_to_the_same_result(whole, tiny_folder, te
         time.sleep(0.002)
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL and not (output / train.REPORT_NAME).exists()
-    report = run(tiny_folder, text, output, steps=60, **{"save-every": 7})
+    report = run(tiny_folder, text, output, steps=40, **{"save-every": 7})
     assert report == whole[1]
-    for name in ("adapter", "checkpoints/step-000060"):
+    for name in ("adapter", "checkpoints/step-000040"):
         assert (output / name / WEIGHTS_NAME).read_bytes() == (whole[0] / name / WEIGHTS_NAME).read_bytes()
-    assert [path.name for path in (output / "checkpoints").iterdir()] == ["step-000060"]
+    assert [path.name for path in (output / "checkpoints").iterdir()] == ["step-000040"]
 
 
-def test_two_processes_have_the_losses_of_one(whole, tiny_folder, text, tmp_path):
-    words = arguments(tiny_folder, text, tmp_path / "out", steps=60)
+def test_two_processes_have_the_losses_of_one(tiny_folder, text, tmp_path):
+    one = run(tiny_folder, text, tmp_path / "one", steps=10)
+    words = arguments(tiny_folder, text, tmp_path / "two", steps=10)
     launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m", "lordba.train"]
     done = subprocess.run([sys.executable, "-m", *launch, *words], env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    report = json.loads((tmp_path / "out" / train.REPORT_NAME).read_text())
-    assert report["processes"] == 2 and whole[1]["processes"] == 1
-    torch.testing.assert_close(torch.tensor(report["train"]), torch.tensor(whole[1]["train"]), rtol=1e-3, atol=0)
-    assert report["train"][:5] == pytest.approx(whole[1]["train"][:5], rel=1e-6)
-    assert report["losses"]["trained"] == pytest.approx(whole[1]["losses"]["trained"], rel=1e-3)
+    two = json.loads((tmp_path / "two" / train.REPORT_NAME).read_text())
+    assert (one["processes"], two["processes"]) == (1, 2)
+    torch.testing.assert_close(torch.tensor(two["train"]), torch.tensor(one["train"]), rtol=1e-5, atol=0)
+    assert two["losses"] == pytest.approx(one["losses"], rel=1e-5)
+    assert one["train"][0] - one["train"][-1] > 0.02  # it did learn
 
 
 def test_micro_batches_change_nothing(whole, tiny_folder, text, tmp_path):
-    report = run(tiny_folder, text, tmp_path / "out", steps=60, **{"micro-batch-size": 1})
+    report = run(tiny_folder, text, tmp_path / "out", steps=40, **{"micro-batch-size": 1})
     torch.testing.assert_close(torch.tensor(report["train"]), torch.tensor(whole[1]["train"]), rtol=1e-3, atol=0)
 
 
@@ -152,13 +153,13 @@ def test_an_interrupted_checkpoint_costs_nothing(whole, tiny_folder, text, tmp_p
 
     monkeypatch.setattr("lordba.checkpoint.write_safetensors", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run(tiny_folder, text, output, steps=60, **{"save-every": 10})
+        run(tiny_folder, text, output, steps=40, **{"save-every": 10})
     assert [path.name for path in checkpoints.iterdir()] == ["step-000020"]
     (checkpoints / ".step-000030.half").mkdir()
     (checkpoints / "step-000010").mkdir()  # half removed
-    assert run(tiny_folder, text, output, steps=60, **{"save-every": 10}) == whole[1]
+    assert run(tiny_folder, text, output, steps=40, **{"save-every": 10}) == whole[1]
     found = last_checkpoint(checkpoints)
-    assert found is not None and found[1]["step"] == 60 and len(list(checkpoints.iterdir())) == 1
+    assert found is not None and found[1]["step"] == 40 and len(list(checkpoints.iterdir())) == 1
 
 
 def test_starting_from_a_lora_an_adapter_and_latents(whole, tiny_folder, text, tmp_path):
@@ -166,7 +167,7 @@ def test_starting_from_a_lora_an_adapter_and_latents(whole, tiny_folder, text, t
     options = {"rank": None, "lr": None, "steps": 4}
     packed = run(tiny_folder, text, tmp_path / "packed", init=output / "adapter", **options)
     assert packed["losses"]["start"] == pytest.approx(first["losses"]["packed"], rel=1e-5)
-    latents = run(tiny_folder, text, tmp_path / "latents", init=output / "checkpoints" / "step-000060", **options)
+    latents = run(tiny_folder, text, tmp_path / "latents", init=output / "checkpoints" / "step-000040", **options)
     assert latents["losses"]["start"] == pytest.approx(first["losses"]["trained"], rel=1e-6)
     write_lora(to_lora(load_adapter(output / "adapter")), tmp_path / "lora")
     lora = run(tiny_folder, text, tmp_path / "lora-out", init=tmp_path / "lora", **options)
@@ -247,11 +248,12 @@ def test_mistakes_exit_before_any_work(whole, tiny_folder, text, tmp_path):
         ({"init": saved_lora(tmp_path / "foreign"), "rank": None}, "another size"),
         ({"model": tmp_path / "none"}, "no such model"),
         ({"output": tiny_folder}, "not one of ours"),
-        ({"output": output, "steps": 61}, "steps = 60, now it is 61"),
+        ({"output": output, "steps": 41}, "steps = 40, now it is 41"),
     ]
     for options, said in mistakes:
-        with pytest.raises((LordbaError, ValueError), match=said):
-            run(tiny_folder, text, tmp_path / "out", **options)
+        places = {"model": tiny_folder, "data": text, "output": tmp_path / "out"} | options
+        with pytest.raises(LordbaError, match=said):
+            run(places.pop("model"), places.pop("data"), places.pop("output"), **places)
     assert not (tmp_path / "out").exists()
 
 
