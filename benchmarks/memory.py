@@ -9,9 +9,9 @@ method; steps are timed in turns, in one process.
 
 import argparse
 import copy
+import functools
 import gc
 import json
-import math
 import re
 import statistics
 import subprocess
@@ -77,7 +77,7 @@ def with_peft(config: type, half: bool = True) -> Callable[[nn.Module], nn.Modul
 
     def build(model: nn.Module) -> nn.Module:
         settings = config(r=R, lora_alpha=R, target_modules=TARGETS)
-        return get_peft_model(model, settings, autocast_adapter_dtype=not half)  # type: ignore[arg-type]
+        return get_peft_model(model, settings, autocast_adapter_dtype=not half)
 
     return build
 
@@ -137,6 +137,8 @@ def state_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
 
 
 def step(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable[[nn.Module], Tensor]) -> None:
+    """One step; its gradients stay until the next."""
+    optimizer.zero_grad()
     torch.autograd.backward(loss(model))
     optimizer.step()
 
@@ -145,7 +147,6 @@ def measure_once(model: nn.Module, method: Method, loss: Callable[[nn.Module], T
     """Bytes that two steps need."""
     optimizer = method.optimizer(trainable(model))
     for _ in range(2):
-        optimizer.zero_grad()
         step(model, optimizer, loss)
     return {"saved_activation_bytes": saved_bytes(model, loss), "adapter_state_bytes": state_bytes(model, optimizer)}
 
@@ -169,7 +170,7 @@ def token_loss(tokens: int) -> Callable[[nn.Module], Tensor]:
     return lambda model: model(input_ids=ids, labels=ids).loss
 
 
-def base_model(source: str | None) -> nn.Module:
+def base_model(source: str | None) -> Any:
     return load_base(source).model.bfloat16()
 
 
@@ -186,7 +187,6 @@ def child(name: str, source: str | None, tokens: int) -> dict[str, int]:
     model = method.build(model).train()
     optimizer = method.optimizer(trainable(model))
     for _ in range(3):
-        optimizer.zero_grad()
         step(model, optimizer, loss)
     peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     return {**measure_once(model, method, loss), "peak_bytes": int(peak[1]) * 1024 if peak else 0}
@@ -206,17 +206,12 @@ def step_times(source: str | None, tokens: int, rounds: int, told: Callable[[], 
     base, loss = base_model(source), token_loss(tokens)
     runs: dict[str, Callable[[], None]] = {}
     for name, method in METHODS.items():
-        model = copy.deepcopy(base)
+        model: nn.Module = copy.deepcopy(base)
         for own, shared in zip(model.parameters(), base.parameters(), strict=True):
             own.data = shared.data
         model = method.build(model).train()
         optimizer = method.optimizer(trainable(model))
-
-        def run(model: nn.Module = model, optimizer: torch.optim.Optimizer = optimizer) -> None:
-            optimizer.zero_grad()
-            step(model, optimizer, loss)
-
-        runs[name] = run
+        runs[name] = functools.partial(step, model, optimizer, loss)
     times: dict[str, list[float]] = {name: [] for name in runs}
     for i in range(rounds + 1):
         for name, run in runs.items():
@@ -242,13 +237,9 @@ def whole_model(options: argparse.Namespace) -> list[dict[str, Any]]:
             told()
         times = step_times(options.model, options.tokens, options.rounds, told)
     for row in rows:
-        own, ref = times[row["method"]], times[BASELINE]
-        ratios = sorted(a / b for a, b in zip(own, ref, strict=True))
-        row |= {"step_ms": statistics.median(own), "step_ratio": statistics.median(ratios)}
-        row |= {
-            "step_ratio_low": ratios[len(ratios) // 4],
-            "step_ratio_high": ratios[math.ceil(0.75 * len(ratios)) - 1],
-        }
+        own, ref = times[str(row["method"])], times[BASELINE]
+        low, median, high = statistics.quantiles([a / b for a, b in zip(own, ref, strict=True)], n=4)
+        row |= {"step_ms": statistics.median(own), "step_ratio": median, "step_ratio_quartiles": [low, high]}
     return rows
 
 

@@ -168,6 +168,10 @@ def _read_config(path: Path) -> dict:
         found = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
         hint = "; convert it first: python -m lordba.convert PEFT_DIR OUT" if found == "LORA" else ""
         raise LordbaError(f"{path}: expected peft_type LORDBA, found {found!r}{hint}")
+    if config.get("format_version") is None and "lora_alpha" in config:
+        raise LordbaError(
+            f"{path}: belongs to latents that are in training; lordba.pack(model, DIR) writes them as signs and scales"
+        )
     if config.get("format_version") != FORMAT_VERSION:
         raise LordbaError(
             f"{path}: format_version {config.get('format_version')!r} is not known here (this lordba reads "

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from lordba import ops  # noqa: F401 (registers lordba::sign_adapter)
 from lordba.adapter import Adapter, SignModule
 from lordba.errors import LordbaError
+from lordba.ops import sign_adapter
 from lordba.scales import EncodedScales, ScaleCode
 
 
@@ -52,10 +52,10 @@ class SignTerm(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [..., d_in] -> [..., d_out]."""
-        return torch.ops.lordba.sign_adapter(
-            x, self.a_signs, self.b_signs, self.s_in, self.s_mid, self.s_out, self.s_ranges, self.scale_code
-        )
+        """x [..., d_in] -> [..., d_out]; the gradient reaches x."""
+        trained = x.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_exporting()
+        op = sign_adapter if trained else torch.ops.lordba.sign_adapter  # the registered op has no backward pass
+        return op(x, self.a_signs, self.b_signs, self.s_in, self.s_mid, self.s_out, self.s_ranges, self.scale_code)
 
 
 class LordbaLinear(SignTerm):

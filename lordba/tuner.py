@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lordba.adapter import PREFIX, Adapter, SignModule, take_module
+from lordba.adapter import FORMAT_VERSION, PREFIX, Adapter, SignModule, take_module
 from lordba.errors import LordbaError
 from lordba.latents import to_latents
 from lordba.layers import SignTerm, linear_size
@@ -70,6 +70,11 @@ class LordbaConfig(PeftConfig):
             raise LordbaError(f"LordbaConfig: r must be at least 1, found {self.r}, {self.rank_pattern}")
         if self.bias != "none":
             raise LordbaError(f"LordbaConfig: bias must be 'none', found {self.bias!r}: the base stays as it is")
+        if self.is_packed and (self.format_version != FORMAT_VERSION or self.scale_code not in set(ScaleCode)):
+            raise LordbaError(
+                f"a packed adapter of format_version {self.format_version}, scale_code {self.scale_code!r} is not "
+                f"known here (this lordba reads {FORMAT_VERSION}); install a newer lordba"
+            )
         if not 0 <= self.lora_dropout < 1:
             raise LordbaError(f"LordbaConfig: lora_dropout must be in [0, 1), found {self.lora_dropout}")
 
@@ -142,9 +147,8 @@ class LordbaLayer(nn.Module, BaseTunerLayer):
         old = self.latents(name)[0]
         for layers, value in ((self.lordba_A, a), (self.lordba_B, b)):
             layer = nn.Linear(value.shape[1], value.shape[0], bias=False, device="meta")
-            layer.weight = nn.Parameter(
-                value.to(self.weight.device, old.dtype).contiguous(), requires_grad=old.requires_grad
-            )
+            value = value.to(self.weight.device, old.dtype).contiguous()
+            layer.weight = nn.Parameter(value, requires_grad=old.requires_grad)
             layers[name] = layer
         self.scaling[name] = 1.0
 
@@ -162,11 +166,11 @@ class LordbaLayer(nn.Module, BaseTunerLayer):
             return y
         for name in self.active_adapters:
             if name in self.lordba_packed:
-                y = y + self.packed(name)(x)
+                y = y + self.packed(name)(x).to(y.dtype)
             elif name in self.lordba_A:
                 a, b = self.latents(name)
-                exact = not self.training
-                y = add_signed(y, self.lordba_dropout[name](x), a, b, self.scaling[name], exact)
+                x_seen = self.lordba_dropout[name](x)
+                y = add_signed(y, x_seen, a, b, self.scaling[name], exact=not self.training)
             elif name in self.scaling:
                 raise LordbaError(f"module {self.where}: the packed adapter {name!r} was never loaded; use PeftModel")
         return y

@@ -190,6 +190,11 @@ def test_the_other_ways_of_training_learn_too(options, tiny_folder, text, tmp_pa
     assert report["losses"]["packed"] < report["losses"]["start"] - 0.1
 
 
+def test_nothing_has_to_be_held_out(tiny_folder, text, tmp_path):
+    report = run(tiny_folder, text, tmp_path / "out", steps=2, **{"eval-fraction": 0})
+    assert report["losses"] == {} and len(report["train"]) == 2
+
+
 def test_quantize_leaves_the_head(tiny_folder):
     model = tiny_model(tie_word_embeddings=False)
     train.quantize(model, "int4")

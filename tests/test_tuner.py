@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import random_adapter, random_module, some_tokens, tiny_model
+from conftest import random_adapter, random_module, smollm2_missing, some_tokens, tiny_model
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
@@ -15,7 +15,7 @@ import lordba
 from lordba.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter, load_adapter, save_adapter
 from lordba.errors import LordbaError
 from lordba.lora import to_lora, write_lora
-from lordba.models import fingerprint
+from lordba.models import fingerprint, load_base
 from lordba.scales import ScaleCode
 from lordba.tuner import LordbaConfig, lordba_layers, start_from
 
@@ -116,7 +116,11 @@ def test_other_scale_codes_come_near(trained, code, limit, tmp_path):
 
 def test_latents_are_saved_and_loaded(trained, tmp_path):
     trained.save_pretrained(str(tmp_path))
-    assert torch.equal(logits(PeftModel.from_pretrained(tiny_model(), tmp_path)), logits(trained))
+    for low_cpu_mem_usage in (False, True):
+        loaded = PeftModel.from_pretrained(tiny_model(), tmp_path, low_cpu_mem_usage=low_cpu_mem_usage)
+        assert torch.equal(logits(loaded), logits(trained))
+    with pytest.raises(LordbaError, match=r"latents.*lordba\.pack"):
+        load_adapter(tmp_path)
     again = PeftModel.from_pretrained(tiny_model(), tmp_path, is_trainable=True)
     assert torch.equal(logits(again), logits(trained))
     assert steps(again.train())[-1] < steps(tuned(train=0).train())[-1]
@@ -175,6 +179,23 @@ def test_adapters_side_by_side(trained, tmp_path):
     model.delete_adapter("two")
     assert torch.equal(logits(model), first)
     assert torch.equal(logits(model.unload()), logits(tiny_model()))
+
+
+def test_gradients_pass_a_frozen_adapter(trained, tmp_path):
+    """A packed adapter below changes what reaches the one that is trained above it, as its latents would."""
+    lordba.pack(trained, tmp_path / "packed", scales="fp32")
+    trained.save_pretrained(str(tmp_path / "latents"))
+    grads = []
+    for name in ("packed", "latents"):
+        model = PeftModel.from_pretrained(tiny_model(), tmp_path / name, adapter_name="one")
+        torch.manual_seed(0)
+        model.add_adapter("two", LordbaConfig(r=2, target_modules=["q_proj"]))
+        model.base_model.set_adapter(["one", "two"])
+        two = [p.requires_grad_() for n, p in model.named_parameters() if ".two." in n]
+        grads.append(torch.autograd.grad(model.train()(input_ids=IDS, labels=IDS).loss, two))
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
+    assert any(grad.any() for grad in grads[0])
 
 
 def test_only_the_active_adapter_is_trained():
@@ -298,6 +319,9 @@ def test_what_cannot_be_trained_is_refused(trained, tmp_path):
     for bad in ({"r": 0}, {"bias": "all"}, {"lora_dropout": 1.0}, {"rank_pattern": {"q_proj": 0}}):
         with pytest.raises(LordbaError, match="LordbaConfig"):
             LordbaConfig(**bad)
+    for bad in ({"format_version": 2, "scale_code": "log4"}, {"format_version": 1, "scale_code": "log2"}):
+        with pytest.raises(LordbaError, match="format_version"):
+            LordbaConfig(**bad)
     with pytest.raises(LordbaError, match="embed_tokens"):
         tuned(target_modules=["embed_tokens"])
     with pytest.raises(LordbaError, match="never merged"):
@@ -326,3 +350,21 @@ def test_a_plain_lora_is_not_taken_for_latents(tmp_path):
     with pytest.raises(LordbaError, match="lora_A"):
         PeftModel.from_pretrained(tiny_model(), tmp_path)
     assert lordba_layers(tuned(train=0))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(smollm2_missing() is not None, reason=f"{smollm2_missing()}")
+def test_smollm2_with_all_linears_is_packed_bit_for_bit(tmp_path):
+    base = load_base().model
+    ids = torch.randint(3, 40_000, (1, 24), generator=torch.Generator().manual_seed(0))
+    before = logits(base, ids)
+    model = get_peft_model(base, LordbaConfig(r=16, target_modules="all-linear"))
+    assert len(lordba_layers(model)) == 210
+    losses = steps(model.train(), 3, ids)
+    assert losses[-1] < losses[0] - 0.1
+    wanted = logits(model, ids)
+    lordba.pack(model, tmp_path, scales="fp32")
+    plain = model.unload()
+    assert torch.equal(logits(plain, ids), before)
+    lordba.attach(plain, load_adapter(tmp_path))
+    assert torch.equal(logits(plain, ids), wanted) and not torch.equal(wanted, before)
