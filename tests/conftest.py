@@ -4,6 +4,7 @@ import copy
 import functools
 import importlib.metadata
 import logging
+import os
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -20,6 +21,8 @@ from lordba.models import BaseModel, fingerprint, load_base
 from lordba.scales import ScaleCode, encode_scales
 from lordba.signs import pack_signs
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # one process per core, or their threads wait for each other
+    torch.set_num_threads(1)
 logging.getLogger("torchao").setLevel(logging.ERROR)
 VOCABULARY = 320
 MAX_SEQ_LEN = 64

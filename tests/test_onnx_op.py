@@ -124,6 +124,23 @@ def test_zero_scales_are_no_adapter():
     assert np.array_equal(y, feeds["base"])
 
 
+@pytest.mark.parametrize("read_again", [False, True])
+def test_y_lies_where_base_lay_only_if_nothing_else_reads_base(read_again):
+    model = node_model(ScaleCode.LOG4)
+    graph = model.graph
+    graph.node[0].input[1], graph.node[0].output[0] = "made", "inner"
+    graph.node.insert(0, onnx.helper.make_node("Neg", ["base"], ["made"]))
+    graph.node.append(onnx.helper.make_node("Neg", ["inner"], ["y"]))
+    if read_again:
+        graph.node.append(onnx.helper.make_node("Neg", ["made"], ["base_again"]))
+        graph.output.append(onnx.helper.make_tensor_value_info("base_again", onnx.TensorProto.FLOAT, None))
+    module = random_module(48, 40, 8)
+    feeds = inputs(module, 3)
+    y, *base_again = session(model, native=True).run(None, feeds)
+    assert error(module, feeds | {"base": -feeds["base"]}, -y) <= 1e-6
+    assert all(np.array_equal(found, feeds["base"]) for found in base_again)
+
+
 @pytest.mark.parametrize("code", [ScaleCode.LOG4, ScaleCode.INT8])
 def test_every_code_means_the_same_as_in_python(code):
     """A rank-1 adapter of +1 signs whose s_in is each level in turn: y is the level itself, to the last bit."""

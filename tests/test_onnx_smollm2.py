@@ -1,6 +1,9 @@
 """The embedded default, SmolLM2 with the adapters that ship, as ONNX bundles: every figure the export promises."""
 
+from dataclasses import replace
+
 import numpy as np
+import onnx
 import pytest
 import torch
 from conftest import smollm2_missing, transformers_logits
@@ -22,6 +25,7 @@ NAMES = ("movie-sentiment", "shakespeare")
 WITH_NONE = (None, *NAMES)
 PROMPT = "Review: I saw it twice and would go again. The king is a fool, but what a fool!\nSentiment:"
 STEPS = 24
+WINDOWS = 5
 
 
 @pytest.fixture(scope="module")
@@ -36,20 +40,24 @@ def adapters() -> dict[str, Adapter]:
 
 @pytest.fixture(scope="module")
 def quantized(base, adapters, tmp_path_factory) -> Bundle:
-    """What the command writes by default."""
+    """What the command writes by default, verified on some windows; the gate runs the command itself, with all."""
     folder = tmp_path_factory.mktemp("smollm2") / "quantized"
-    export_onnx(base, adapters, ExportOptions(folder))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export_bundle, "text_windows", lambda *arguments: text_windows(*arguments).first(WINDOWS))
+        export_onnx(base, adapters, ExportOptions(folder))
     return read_bundle(folder, "onnx")
 
 
 @pytest.fixture(scope="module")
-def exact(base, adapters, tmp_path_factory) -> Bundle:
-    """The 4-bit base with float activations, which are slow: verified by the export on a few tokens only."""
-    folder = tmp_path_factory.mktemp("smollm2") / "exact"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export_bundle, "text_windows", lambda *arguments: text_windows(*arguments).first(1, 64))
-        export_onnx(base, adapters, ExportOptions(folder, "int4", accuracy_level=0))
-    return read_bundle(folder, "onnx")
+def exact(quantized) -> Bundle:
+    """The same program with float activations, as --accuracy-level 0 writes it."""
+    model = onnx.load(quantized.program, load_external_data=False)
+    levels = [a for node in model.graph.node for a in node.attribute if a.name == "accuracy_level"]
+    assert {attribute.i for attribute in levels} == {4}
+    for attribute in levels:
+        attribute.i = 0
+    onnx.save(model, quantized.folder / "exact.onnx")
+    return replace(quantized, manifest=replace(quantized.manifest, program="exact.onnx"))
 
 
 @pytest.fixture(scope="module")
@@ -133,11 +141,3 @@ def test_with_float_activations_it_is_transformers(exact, references, tokens, na
     assert mean_kl(references[name], found) <= 1e-5
     for other in set(WITH_NONE) - {name}:
         assert mean_kl(references[other], found) > 1e-2
-
-
-def test_with_float_activations_the_export_found_parity(exact):
-    checks = {(c.adapter, c.metric): c for c in exact.manifest.parity if c.check == "program"}
-    for name in WITH_NONE:
-        assert checks[name, "max_abs_err"].value <= 2e-3
-        assert checks[name, "mean_kl"].value <= 1e-6
-    assert all(check.passed for check in exact.manifest.parity)

@@ -55,7 +55,7 @@ enum {
   ORT_PARALLEL_FOR = 274,
   ORT_TENSOR_BYTES = 318, /* only in 1.23 and later */
 };
-enum { ORT_TENSOR_BYTES_SINCE = 23 };
+enum { ORT_INPLACE_SINCE = 18, ORT_TENSOR_BYTES_SINCE = 23 };
 
 typedef void (*OrtFunction)(void);
 typedef struct {
@@ -113,7 +113,9 @@ typedef struct OrtCustomOp {
   OrtStatus*(ORT_CALL* infer)(const struct OrtCustomOp*, OrtShapeContext*);
   int(ORT_CALL* start_version)(const struct OrtCustomOp*);
   int(ORT_CALL* end_version)(const struct OrtCustomOp*);
-  void* since_version_18[4]; /* aliasing of inputs and outputs, not used */
+  size_t(ORT_CALL* may_inplace)(int** inputs, int** outputs); /* from here on only read in 1.18 and later */
+  void(ORT_CALL* release_may_inplace)(int* inputs, int* outputs);
+  void* aliases[2]; /* not used */
 } OrtCustomOp;
 
 typedef OrtStatus*(ORT_CALL* OrtDomainAdd)(OrtDomain*, const OrtCustomOp*);

@@ -23,12 +23,11 @@ typedef struct {
 static Registration registrations[MOST_RUNTIMES];
 static atomic_flag locked = ATOMIC_FLAG_INIT;
 
-static OrtStatus* fill(Registration* registration, const OrtApi* api, bool tells_sizes) {
+static OrtStatus* fill(Registration* registration, const OrtApi* api, int minor) {
   static const OrtElementType scales[SCALE_TYPES] = {ORT_UINT8, ORT_FLOAT, ORT_FLOAT16};
   OrtStatus* status = ORT_CALLABLE(api, OrtCreateDomain, ORT_CREATE_DOMAIN)("ai.lordba", &registration->domain);
   for (size_t i = 0; !status && i < DTYPES * SCALE_TYPES; ++i) {
-    registration->ops[i] =
-        lordba_onnxruntime_op(api, tells_sizes, (lordba_dtype)(i / SCALE_TYPES), scales[i % SCALE_TYPES]);
+    registration->ops[i] = lordba_onnxruntime_op(api, minor, (lordba_dtype)(i / SCALE_TYPES), scales[i % SCALE_TYPES]);
     status = ORT_CALLABLE(api, OrtDomainAdd, ORT_DOMAIN_ADD)(registration->domain, &registration->ops[i].op);
   }
   return status;
@@ -50,8 +49,7 @@ static OrtStatus* find_domain(const OrtApiBase* base, const OrtApi* api, OrtDoma
   if (i == MOST_RUNTIMES) {
     status = ORT_CALLABLE(api, OrtCreateStatus, ORT_CREATE_STATUS)(ORT_FAIL, "lordba: too many copies of ONNX Runtime");
   } else {
-    if (registrations[i].base == NULL)
-      status = fill(&registrations[i], api, minor_version(base) >= ORT_TENSOR_BYTES_SINCE);
+    if (registrations[i].base == NULL) status = fill(&registrations[i], api, minor_version(base));
     if (!status) registrations[i].base = base;
     *domain = registrations[i].domain;
   }

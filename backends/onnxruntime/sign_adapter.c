@@ -230,7 +230,7 @@ static OrtStatus* ORT_CALL compute(void* state, OrtKernelContext* context) {
   if (fault) return invalid(api, fault);
   point(&module, in, kernel->code);
   if (lordba_is_zero(&module)) {
-    memcpy(y, in[BASE].data, in[BASE].elements * float_bytes);
+    if (y != in[BASE].data) memcpy(y, in[BASE].data, in[BASE].elements * float_bytes);
     return NULL;
   }
 
@@ -321,11 +321,20 @@ static OrtElementType ORT_CALL input_type(const OrtCustomOp* op, size_t i) {
 
 static OrtElementType ORT_CALL output_type(const OrtCustomOp* op, size_t i) { return (void)i, float_type(op); }
 
+/* y may lie where base lies, if nothing else reads base. */
+static size_t ORT_CALL may_inplace(int** inputs, int** outputs) {
+  static int base = BASE, y = 0;
+  *inputs = &base;
+  *outputs = &y;
+  return 1;
+}
+static void ORT_CALL release_may_inplace(int* inputs, int* outputs) { (void)inputs, (void)outputs; }
+
 static OrtCharacteristic ORT_CALL required(const OrtCustomOp* op, size_t i) { return (void)op, (void)i, ORT_REQUIRED; }
 
-SignAdapterOp lordba_onnxruntime_op(const OrtApi* api, bool tells_sizes, lordba_dtype dtype, OrtElementType scales) {
+SignAdapterOp lordba_onnxruntime_op(const OrtApi* api, int minor, lordba_dtype dtype, OrtElementType scales) {
   return (SignAdapterOp){
-      .op = {.version = ORT_API_VERSION,
+      .op = {.version = minor >= ORT_INPLACE_SINCE ? ORT_INPLACE_SINCE : ORT_API_VERSION,
              .name = name,
              .execution_provider = execution_provider,
              .input_type = input_type,
@@ -344,9 +353,11 @@ SignAdapterOp lordba_onnxruntime_op(const OrtApi* api, bool tells_sizes, lordba_
              .compute = compute,
              .infer = infer,
              .start_version = one,
-             .end_version = one},
+             .end_version = one,
+             .may_inplace = may_inplace,
+             .release_may_inplace = release_may_inplace},
       .api = api,
-      .tells_sizes = tells_sizes,
+      .tells_sizes = minor >= ORT_TENSOR_BYTES_SINCE,
       .dtype = dtype,
       .scales = scales,
   };

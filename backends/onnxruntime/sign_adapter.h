@@ -16,7 +16,8 @@ typedef struct {
   OrtElementType scales;
 } SignAdapterOp;
 
-SignAdapterOp lordba_onnxruntime_op(const OrtApi* api, bool tells_sizes, lordba_dtype dtype, OrtElementType scales);
+/* `minor` is the y of the runtime's version 1.y. */
+SignAdapterOp lordba_onnxruntime_op(const OrtApi* api, int minor, lordba_dtype dtype, OrtElementType scales);
 
 /* The kernels for this CPU, or those that the environment variable LORDBA_ISA names; NULL if there are none such. */
 const lordba_kernels* lordba_onnxruntime_kernels(void);
