@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from lordba.admm import signs
 from lordba.ops import signed_product
 
 
@@ -21,8 +20,12 @@ def envelope(latent: Tensor) -> tuple[Tensor, Tensor]:
     """
     size = latent.detach().abs().to(torch.promote_types(latent.dtype, torch.float32))
     p, q = size.mean(1), size.mean(0)
-    mean = p.mean()
-    return p, torch.where(mean > 0, q / mean, 0.0)
+    return p, q / p.mean().clamp_min(torch.finfo(q.dtype).tiny)
+
+
+def with_signs(size: Tensor, latent: Tensor) -> Tensor:
+    """size with the latent's signs, sign(0) = +1; adding 0 makes a negative zero positive."""
+    return size.copysign((latent.detach() + 0.0).to(size.dtype))
 
 
 def implied_scales(a: Tensor, b: Tensor, scaling: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -36,8 +39,8 @@ def effective_factors(a: Tensor, b: Tensor, scaling: float, dtype: torch.dtype) 
     """env(A) [r, d_in] and scaling * env(B) [d_out, r] in the dtype of the products that they are for."""
     p_a, q_a = envelope(a)
     p_b, q_b = envelope(b)
-    left = signs(b) * (p_b[:, None] * (q_b * scaling))
-    return (signs(a) * (p_a[:, None] * q_a)).to(dtype), left.to(dtype)
+    right, left = with_signs(torch.outer(p_a, q_a), a), with_signs(torch.outer(p_b, q_b), b)
+    return right.to(dtype), left.mul_(scaling).to(dtype)
 
 
 class _AddSigned(Function):
@@ -53,7 +56,8 @@ class _AddSigned(Function):
         ctx.scaling, ctx.dtype = scaling, dtype
         with torch.autocast(x.device.type, enabled=False):
             if dtype in (torch.float32, torch.float64):
-                delta = signed_product(x, signs(a).to(dtype), signs(b).to(dtype), *implied_scales(a, b, scaling))
+                of_a, of_b = (with_signs(torch.ones_like(m, dtype=dtype), m) for m in (a, b))
+                delta = signed_product(x, of_a, of_b, *implied_scales(a, b, scaling))
                 return base + delta.to(base.dtype)
             left_a, left_b = effective_factors(a, b, scaling, dtype)
             h = x.reshape(-1, x.shape[-1]).to(dtype) @ left_a.t()

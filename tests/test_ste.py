@@ -10,7 +10,8 @@ from torchao.quantization.quant_api import Int8DynamicActivationIntxWeightConfig
 
 from lordba.latents import to_latents, to_module
 from lordba.ops import sign_adapter
-from lordba.ste import add_signed, dense_weight, envelope, frozen_linear, is_quantized
+from lordba.signs import pack_signs, unpack_signs
+from lordba.ste import add_signed, dense_weight, envelope, frozen_linear, is_quantized, with_signs
 from lordba.tuner import LordbaConfig
 
 T, D_IN, D_OUT, R, SCALING = 7, 20, 13, 5, 1.5
@@ -98,6 +99,12 @@ def test_an_adapters_latents_compute_the_adapter():
     found, wanted = (b @ a for b, a in (again.factors(), module.factors()))
     assert (found - wanted).norm() < 1e-6 * wanted.norm()
     torch.testing.assert_close(b.norm(dim=0), a.norm(dim=1))
+
+
+def test_the_sign_of_zero_is_plus_in_training_as_in_files():
+    m = torch.tensor([[-0.0, 0.0], [-1e-30, 2.0]])
+    found = with_signs(torch.ones(2, 2), m)
+    assert found.tolist() == unpack_signs(pack_signs(m), 2).tolist() == [[1, 1], [-1, 1]]
 
 
 def test_zeros_are_no_update_and_have_a_gradient():
