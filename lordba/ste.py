@@ -59,10 +59,10 @@ class _AddSigned(Function):
                 of_a, of_b = (with_signs(torch.ones_like(m, dtype=dtype), m) for m in (a, b))
                 delta = signed_product(x, of_a, of_b, *implied_scales(a, b, scaling))
                 return base + delta.to(base.dtype)
-            left_a, left_b = effective_factors(a, b, scaling, dtype)
-            h = x.reshape(-1, x.shape[-1]).to(dtype) @ left_a.t()
+            right, left = effective_factors(a, b, scaling, dtype)
+            h = x.reshape(-1, x.shape[-1]).to(dtype) @ right.t()
             flat = base.reshape(-1, base.shape[-1])
-            return torch.addmm(flat, h.to(base.dtype), left_b.t().to(base.dtype)).view(base.shape)
+            return torch.addmm(flat, h.to(base.dtype), left.t().to(base.dtype)).view(base.shape)
 
     @staticmethod
     @once_differentiable
@@ -71,15 +71,15 @@ class _AddSigned(Function):
         dtype = ctx.dtype
         grad_x = grad_a = grad_b = None
         with torch.autocast(x.device.type, enabled=False):
-            left_a, left_b = effective_factors(a, b, ctx.scaling, dtype)
+            right, left = effective_factors(a, b, ctx.scaling, dtype)
             rows, grads = x.reshape(-1, x.shape[-1]).to(dtype), grad.reshape(-1, grad.shape[-1]).to(dtype)
-            grad_h = grads @ left_b
+            grad_h = grads @ left
             if ctx.needs_input_grad[1]:
-                grad_x = (grad_h @ left_a).to(x.dtype).view(x.shape)
+                grad_x = (grad_h @ right).to(x.dtype).view(x.shape)
             if ctx.needs_input_grad[2]:
                 grad_a = (grad_h.t() @ rows).to(a.dtype)
             if ctx.needs_input_grad[3]:
-                grad_b = (grads.t() @ (rows @ left_a.t())).mul_(ctx.scaling).to(b.dtype)
+                grad_b = (grads.t() @ (rows @ right.t())).mul_(ctx.scaling).to(b.dtype)
         return grad, grad_x, grad_a, grad_b, None, None
 
 

@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     add("--output", type=Path, required=True, metavar="DIR", help="folder for adapter, checkpoints and report")
     add("--init", type=Path, metavar="DIR", help="start from this LoRA or LoRDBA adapter")
     add("--rank", type=int, metavar="R", help="rank of the adapter (default: 16, or that of --init)")
-    add("--targets", default="all-linear", metavar="NAMES", help="layers to adapt, with commas (default: all-linear)")
+    add("--targets", metavar="NAMES", help="layers to adapt, with commas (default: all-linear, or those of --init)")
     add("--scales", choices=[code.value for code in ScaleCode], default="log4", help="of the result (default: log4)")
     run = result.add_argument_group("training")
     add = run.add_argument
@@ -84,6 +84,8 @@ def check(options: argparse.Namespace) -> None:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise LordbaError(f"--{name.replace('_', '-')} must be at least 1, found {value}")
+    if given and options.targets is not None:
+        raise LordbaError("--targets has no meaning with --init, which says what it adapts")
     if options.max_length < 2 or not 0 <= options.eval_fraction < 1 or not options.lr > 0:
         raise LordbaError("--max-length must be at least 2, --eval-fraction in [0, 1), --lr more than 0")
     if not (options.output / "checkpoints").is_dir():
@@ -126,8 +128,8 @@ def prepare(options: argparse.Namespace, base: BaseModel) -> Any:
     if latents is not None:
         model = PeftModel.from_pretrained(base.model, str(latents), is_trainable=True, autocast_adapter_dtype=float32)
     else:
-        names = options.targets.split(",")
-        targets: Any = sorted(adapter.modules) if adapter else (names[0] if names == ["all-linear"] else names)
+        names = options.targets and options.targets.split(",")
+        targets: Any = sorted(adapter.modules) if adapter else names or "all-linear"
         rank = adapter.r if adapter else options.rank or 16
         config = LordbaConfig(r=rank, lora_alpha=rank, target_modules=targets, task_type="CAUSAL_LM")
         model = get_peft_model(base.model, config, autocast_adapter_dtype=float32)

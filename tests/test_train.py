@@ -119,7 +119,8 @@ def test_two_processes_have_the_losses_of_one(tiny_folder, text, tmp_path):
     words = arguments(tiny_folder, text, tmp_path / "two", steps=10)
     launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m", "lordba.train"]
-    done = subprocess.run([sys.executable, "-m", *launch, *words], env=ENVIRONMENT, capture_output=True, text=True)
+    command = [sys.executable, "-m", *launch, *words]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     two = json.loads((tmp_path / "two" / train.REPORT_NAME).read_text())
     assert (one["processes"], two["processes"]) == (1, 2)
@@ -249,6 +250,7 @@ def test_mistakes_exit_before_any_work(whole, tiny_folder, text, tmp_path):
         ({"max-length": 1}, "--max-length"),
         ({"data": tmp_path / "none.txt"}, "no such file"),
         ({"init": tmp_path / "none"}, "no such folder"),
+        ({"init": output / "adapter", "targets": "q_proj"}, "--targets has no meaning"),
         ({"init": output / "adapter", "rank": 9}, "rank 4, not --rank 9"),
         ({"init": saved_lora(tmp_path / "foreign"), "rank": None}, "another size"),
         ({"model": tmp_path / "none"}, "no such model"),
