@@ -13,7 +13,7 @@ class Lion8bit(Optimizer):
 
     m is int8 with one fp32 scale per row. It and parameters in half precision are rounded stochastically, so that
     changes below their resolution add up instead of being lost. The random numbers depend on the step alone: runs
-    repeat, and every process of a group draws the same. Learning rates are about a third of AdamW's or less.
+    repeat, and every process of a group draws the same. Learning rates are about 0.6 of AdamW's.
     """
 
     def __init__(

@@ -20,11 +20,11 @@ from lordba.scales import ScaleCode
 REPORT_NAME = "training.json"
 DIRECT_STEPS, REFINING_STEPS = 300, 60
 DIRECT_RATE, REFINING_RATE = 1e-3, 3e-4
-LION_FACTOR = 0.2  # Lion's steps have size lr in every element
+LION_FACTOR = 0.6  # 0.2 was clearly worse in short runs (docs/training.md)
 EXAMPLES = """examples:
   python -m lordba.train --data plays.txt --output out                        from nothing
   python -m lordba.train --data plays.txt --output out --init my-lora         a LoRA: converted, then refined
-  accelerate launch --num_processes 8 -m lordba.train --data reviews.jsonl --output out --batch-size 64
+  accelerate launch --multi_gpu --num_processes 8 -m lordba.train --data reviews.jsonl --output out --batch-size 64
 
 The same command again resumes after an interruption, from the last checkpoint in OUTPUT/checkpoints.
 OUTPUT/adapter is the packed adapter, for lordba.export and lordba.inspect.
@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     add("--batch-size", type=int, default=8, metavar="N", help="sequences a step, all processes together (default: 8)")
     add("--micro-batch-size", type=int, metavar="N", help="sequences at once, to save memory (default: all)")
     add("--max-length", type=int, default=256, metavar="N", help="tokens of a sequence (default: 256)")
-    add("--lr", type=float, help=f"AdamW: {DIRECT_RATE:g}, with --init {REFINING_RATE:g}; a fifth for lion8bit")
+    add("--lr", type=float, help=f"AdamW: {DIRECT_RATE:g}, with --init {REFINING_RATE:g}; times 0.6 for lion8bit")
     add("--warmup", type=int, metavar="N", help="steps until the full learning rate (default: a twentieth of all)")
     add("--optimizer", choices=("adamw", "lion8bit"), default="adamw", help="lion8bit: one byte of state per element")
     add("--latents", choices=("float32", "bfloat16"), default="float32", help="dtype of what is trained")
@@ -198,6 +198,9 @@ def main() -> None:
 
         trainer.run(checkpoints, description, options.save_every, options.eval_every, told)
     finish(options, trainer, description, base.name)
+    # DDP must let go of the process group first: as its last owner it would wait for threads that wait for Python.
+    del trainer
+    accelerator.free_memory()
     accelerator.end_training()
 
 
