@@ -23,9 +23,24 @@ EXAMPLES = """\
 examples:
   python -m lordba.export --target executorch
   python -m lordba.export --target onnx --base-quant int8
+  python -m lordba.export --target coreml --ios 17 --stateless --adapter shakespeare=./shakespeare
   python -m lordba.export --target executorch --model ./my-model --adapter ./pirate --adapter terse=./my-terse-adapter
   python -m lordba.export --target executorch --base-quant none --adapter-mode input --output ./float-bundle
 """
+
+
+ADAPTER_MODES = {"executorch": ("ptd", "input"), "coreml": ("functions", "inputs")}
+OPTION_OWNERS = {
+    "route": "executorch",
+    "delegate": "executorch",
+    "accuracy_level": "onnx",
+    "ort_format": "onnx",
+    "ios": "coreml",
+    "sign_storage": "coreml",
+    "stateless": "coreml",
+}
+DELEGATE_OPTIONS = ("sign_storage",)
+"""Of Core ML, and also of ExecuTorch's delegate for it."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -37,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = result.add_argument
-    add("--target", required=True, choices=["executorch", "onnx"], help="the runtime to export for")
+    add("--target", required=True, choices=["executorch", "onnx", "coreml"], help="the runtime to export for")
     add("--model", help="a local folder, a .gguf file or a hub id (the only case that uses the network)")
     add(
         "--adapter",
@@ -55,15 +70,15 @@ def parser() -> argparse.ArgumentParser:
     )
     add(
         "--adapter-mode",
-        default="ptd",
-        choices=["ptd", "input"],
-        help="executorch: ptd is a data file beside the program, also for ExecuTorch's own LLM runner; "
-        "input: an argument of each call, swapped without reloading, of any rank",
+        choices=[mode for modes in ADAPTER_MODES.values() for mode in modes],
+        help="executorch: ptd (default) is a data file beside the program, also for ExecuTorch's own LLM runner; "
+        "input: an argument of each call, swapped without reloading, of any rank. "
+        "coreml: functions (default) of one program, which share the base; inputs: arguments of each call",
     )
     add(
         "--max-seq-len",
         type=int,
-        help="tokens that the KV cache holds (default: 512 for executorch, what the model takes for onnx)",
+        help="tokens that the KV cache holds (default: 512, or what the model takes for onnx)",
     )
     add(
         "--route",
@@ -77,6 +92,24 @@ def parser() -> argparse.ArgumentParser:
         default=4,
         choices=[0, 4],
         help="onnx: 4 rounds the activations of quantized layers to int8, which is fast (default); 0 keeps them float",
+    )
+    add("--ios", type=int, default=18, choices=[16, 17, 18], help="coreml: the oldest system to run on (default: 18)")
+    add(
+        "--sign-storage",
+        default="lut1",
+        choices=["lut1", "int8", "fp16"],
+        help="coreml: how signs are stored; lut1 is 1 bit (default), the others for devices that cannot load that",
+    )
+    add(
+        "--stateless",
+        action="store_true",
+        help="coreml: without KV cache, for systems before iOS 18; every step runs the whole text",
+    )
+    add(
+        "--delegate",
+        default="xnnpack",
+        choices=["xnnpack", "coreml"],
+        help="executorch: what runs the program; coreml puts a Core ML program into the .pte (Apple systems only)",
     )
     add("--ort-format", action="store_true", help="onnx: also write the program as .ort files, for builds for phones")
     return result
@@ -101,11 +134,19 @@ def read_adapters(values: list[str], use_shipped: bool) -> dict[str, Adapter]:
 
 def check_options(arguments: argparse.Namespace) -> None:
     """Refuse an option of the other target, which would be without effect."""
-    owners = {"adapter_mode": "executorch", "route": "executorch", "accuracy_level": "onnx", "ort_format": "onnx"}
-    for name, target in owners.items():
-        if target != arguments.target and getattr(arguments, name) != parser().get_default(name):
+    for name, target in OPTION_OWNERS.items():
+        delegated = arguments.delegate == "coreml" and name in DELEGATE_OPTIONS
+        if target != arguments.target and not delegated and getattr(arguments, name) != parser().get_default(name):
             option = "--" + name.replace("_", "-")
             raise LordbaError(f"{option} is for --target {target}, not for {arguments.target}; leave it out")
+    modes = ADAPTER_MODES.get(arguments.target, ())
+    if arguments.adapter_mode and not modes:
+        owners = " or ".join(ADAPTER_MODES)
+        raise LordbaError(f"--adapter-mode is for --target {owners}, not for {arguments.target}; leave it out")
+    if arguments.adapter_mode and arguments.adapter_mode not in modes:
+        raise LordbaError(
+            f"--adapter-mode {arguments.adapter_mode}: --target {arguments.target} takes {' or '.join(modes)}"
+        )
 
 
 def main() -> None:
@@ -126,6 +167,10 @@ def main() -> None:
         route=arguments.route,
         accuracy_level=arguments.accuracy_level,
         ort_format=arguments.ort_format,
+        ios=arguments.ios,
+        sign_storage=arguments.sign_storage,
+        stateless=arguments.stateless,
+        delegate=arguments.delegate,
     )
     status = console(stderr=True)
     started = time.monotonic()
@@ -168,7 +213,8 @@ def show(result: "ExportResult", options: "ExportOptions") -> None:
         soft_wrap=True,
     )
     first = result.rows[0].adapter.name
-    out.print(f'next: python -m lordba.run {options.output} --adapter {first} --prompt "Once upon a time"')
+    reference = " --reference" if result.manifest.target == "coreml" and sys.platform != "darwin" else ""
+    out.print(f'next: python -m lordba.run {options.output}{reference} --adapter {first} --prompt "Once upon a time"')
 
 
 if __name__ == "__main__":

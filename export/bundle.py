@@ -1,7 +1,7 @@
 """Making a bundle: capture, quantize, lower, verify, write; the order in which `python -m lordba.export` works."""
 
 import importlib.metadata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,12 +10,11 @@ from torch import Tensor
 from lordba.adapter import Adapter
 from lordba.bundle import MANIFEST_NAME, Bundle, BundleAdapter, Manifest, ParityCheck, read_bundle, write_manifest
 from lordba.errors import LordbaError
-from lordba.files import check_new_folder, new_folder
+from lordba.files import check_new_folder, new_folder, size_of
 from lordba.models import BaseModel, fingerprint
-from lordba.session import Session
 from lordba.threads import one_torch_thread
 
-from .target import ExportOptions, Program, Target
+from .target import ExportOptions, Program, Target, Way
 from .verify import GATE, OP_LIMIT, Windows, compare, eager_logits, float_logits, judge, program_logits, text_windows
 
 ADAPTER_WINDOWS = 2
@@ -48,6 +47,10 @@ def export_executorch(
     base: BaseModel, adapters: dict[str, Adapter], options: ExportOptions, report: Report = lambda _: None
 ) -> ExportResult:
     """Export a model with its adapters as an ExecuTorch bundle; nothing is written unless everything succeeds."""
+    if options.delegate == "coreml":
+        from .target_delegate import DelegateTarget
+
+        return export(DelegateTarget(base, adapters, options), base, adapters, options, report)
     from .target_executorch import ExecuTorchTarget
 
     return export(ExecuTorchTarget(base, adapters, options), base, adapters, options, report)
@@ -64,7 +67,16 @@ def export_onnx(
     return export(OnnxTarget(base, adapters, options), base, adapters, options, report)
 
 
-EXPORTERS = {"executorch": export_executorch, "onnx": export_onnx}
+def export_coreml(
+    base: BaseModel, adapters: dict[str, Adapter], options: ExportOptions, report: Report = lambda _: None
+) -> ExportResult:
+    """Export a model with its adapters as a Core ML bundle; nothing is written unless everything succeeds."""
+    from .target_coreml import CoremlTarget
+
+    return export(CoremlTarget(base, adapters, options), base, adapters, options, report)
+
+
+EXPORTERS = {"executorch": export_executorch, "onnx": export_onnx, "coreml": export_coreml}
 
 
 @one_torch_thread()
@@ -106,9 +118,9 @@ def export(
         )
         write_manifest(folder, manifest)
         parity, rows = verify(target, read_bundle(folder), windows, adapters, quality, report)
-        manifest = replace(manifest, parity=parity)
+        manifest = replace(manifest, parity=[*program.checks, *parity])
         write_manifest(folder, manifest)
-        size = sum(path.stat().st_size for path in folder.glob(program.path + "*"))
+        size = sum(size_of(path) for path in folder.glob(program.path + "*"))
     return ExportResult(manifest, rows, size, program.figure, quality)
 
 
@@ -147,6 +159,7 @@ def quantized(
 def entry(folder: Path, program: Program, name: str, adapter: Adapter) -> BundleAdapter:
     """What the manifest says of a written adapter."""
     file = program.adapter_files[name]
+    added = program.added_bytes.get(name)
     return BundleAdapter(
         name=name,
         file=file,
@@ -155,7 +168,8 @@ def entry(folder: Path, program: Program, name: str, adapter: Adapter) -> Bundle
         modules=len(adapter.modules),
         bytes=adapter.nbytes,
         fp16_lora_bytes=adapter.fp16_lora_bytes,
-        file_bytes=(folder / file).stat().st_size,
+        file_bytes=size_of(folder / file) if added is None else added,
+        function=program.functions.get(name),
     )
 
 
@@ -169,8 +183,10 @@ def verify(
 ) -> tuple[list[ParityCheck], list[AdapterRow]]:
     """Compare the written bundle, through the runtime, with the eager decoder; base first, then every adapter."""
     captured = target.captured
-    limits, adapter_limits = target.limits(bundle.manifest.base_quant)
-    (main, session), *other_ways = target.sessions(bundle).items()
+    (main, way), *other_ways = target.ways(bundle).items()
+    session = way.session
+    if target.most_text:
+        windows = windows.first(*target.most_text)
     report("verifying the program without adapter")
     base_logits = []
 
@@ -181,10 +197,11 @@ def verify(
             yield logits
 
     figures = compare(windows, eager_logits(captured, windows, None), remembered()).metrics()
-    checks = judge(main, None, figures, limits)
+    checks = judge(main, None, figures, way.limits)
     if quality:
-        quality["program"] = figures["perplexity"]
-        ratio = {"perplexity_ratio_to_float": figures["perplexity"] / quality["float"]}
+        # The program may have run on less text than the eager decoder, so that only ratios compare.
+        quality["program"] = quality["eager"] * figures["perplexity_ratio"]
+        ratio = {"perplexity_ratio_to_float": quality["program"] / quality["float"]}
         checks += judge("quality gate", None, ratio, {"perplexity_ratio_to_float": GATE})
     report("verifying every adapter op on real activations")
     probe = target.probe(windows.tokens[0])
@@ -195,33 +212,32 @@ def verify(
         session.use(listed.name)
         found = list(program_logits(session, few))
         figures = compare(few, eager_logits(captured, few, adapters[listed.name]), iter(found)).metrics()
-        checks += judge(main, listed.name, figures, adapter_limits)
+        checks += judge(main, listed.name, figures, way.adapter_limits)
         error = probe.worst_error(listed.name)
         checks += judge("adapter ops", listed.name, {"max_rel_err": error}, {"max_rel_err": OP_LIMIT})
         moved = compare(few, iter(base_logits), iter(found)).metrics()["mean_kl"]
         rows.append(AdapterRow(listed, error, moved))
     short = windows.first(ADAPTER_WINDOWS, OTHER_WAY_TOKENS)
-    for way, other in other_ways:
-        report(f"verifying the {way}")
-        checks += verify_other_way(way, other, target, short, adapters, adapter_limits)
+    for name, other in other_ways:
+        report(f"verifying the {name}")
+        checks += verify_other_way(name, other, target, short, adapters)
     return checks, rows
 
 
 def verify_other_way(
-    way: str,
-    session: Session,
+    check: str,
+    way: Way,
     target: Target,
     windows: Windows,
     adapters: dict[str, Adapter],
-    limits: Mapping[str, float],
 ) -> list[ParityCheck]:
     """The same checks, on less text, of another way to run the bundle."""
     checks = []
     for name in (None, *adapters):
-        session.use(name)
+        way.session.use(name)
         reference = eager_logits(target.captured, windows, adapters[name] if name else None)
-        figures = compare(windows, reference, program_logits(session, windows)).metrics()
-        checks += judge(way, name, figures, limits)
+        figures = compare(windows, reference, program_logits(way.session, windows)).metrics()
+        checks += judge(check, name, figures, way.adapter_limits)
     return checks
 
 

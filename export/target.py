@@ -1,7 +1,7 @@
 """What a runtime brings to an export: how its decoder is captured, quantized, lowered and written."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -9,27 +9,42 @@ import torch
 from torch import Tensor, nn
 
 from lordba.adapter import Adapter
-from lordba.bundle import Bundle
+from lordba.bundle import Bundle, ParityCheck
 from lordba.session import Session
 
 Limits = Mapping[str, float]
 
 
 @dataclass(frozen=True)
+class Way:
+    """A way to run a bundle, and what must hold of it: without adapter, and with each adapter over a little text."""
+
+    session: Session
+    limits: Limits
+    adapter_limits: Limits
+
+
+@dataclass(frozen=True)
 class ExportOptions:
     """What the user chose; base_quant `auto` is int4 where it passes the quality gate, else int8.
 
-    `adapter_mode` and `route` are ExecuTorch's, `accuracy_level` and `ort_format` ONNX Runtime's. max_seq_len None: 512
-    tokens for ExecuTorch, whose cache has a fixed size, and what the model takes for ONNX Runtime.
+    `adapter_mode` None: `ptd` for ExecuTorch, `functions` for Core ML. `route` and `delegate` are ExecuTorch's,
+    `accuracy_level` and `ort_format` ONNX Runtime's, `ios`, `sign_storage` and `stateless` Core ML's, `sign_storage`
+    also of ExecuTorch's delegate coreml. max_seq_len None: 512 tokens where the cache has a fixed size, and what the
+    model takes for ONNX Runtime.
     """
 
     output: Path
     base_quant: str = "auto"
-    adapter_mode: str = "ptd"
+    adapter_mode: str | None = None
     max_seq_len: int | None = None
     route: str = "auto"
     accuracy_level: int = 4
     ort_format: bool = False
+    ios: int = 18
+    sign_storage: str = "lut1"
+    stateless: bool = False
+    delegate: str = "xnnpack"
 
 
 class Captured(Protocol):
@@ -57,10 +72,16 @@ class Program:
     adapter_mode: str
     modules: Sequence[str | None]
     adapter_files: dict[str, str]
-    """The runtime's file of each adapter, by the adapter's name."""
+    """The runtime's file of each adapter, by the adapter's name; the program where it is one of its functions."""
     no_adapter: str | None
     figure: str
     """What is worth knowing of how it was lowered, in words."""
+    functions: Mapping[str, str] = field(default_factory=dict)
+    """The program's function of each adapter, where adapters are functions."""
+    added_bytes: Mapping[str, int] = field(default_factory=dict)
+    """What each of these functions adds to the program."""
+    checks: Sequence[ParityCheck] = ()
+    """What was measured of the written files themselves."""
 
 
 class Target(Protocol):
@@ -70,6 +91,8 @@ class Target(Protocol):
     title: str
     toolchain: tuple[str, ...]
     max_seq_len: int
+    most_text: tuple[int, int] | None
+    """Windows and tokens of each that a verification can run, where the runtime at hand is slow."""
 
     @property
     def captured(self) -> Captured:
@@ -92,11 +115,7 @@ class Target(Protocol):
         """Write the program and the adapters."""
         ...
 
-    def limits(self, base_quant: str) -> tuple[Limits, Limits]:
-        """Of the program without adapter over all windows, and with each adapter over a few."""
-        ...
-
-    def sessions(self, bundle: Bundle) -> dict[str, Session]:
+    def ways(self, bundle: Bundle) -> dict[str, Way]:
         """The ways to run the bundle by what to call them; the first is the one that users get."""
         ...
 

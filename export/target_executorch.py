@@ -16,7 +16,7 @@ from .adapted import AdaptedLinear
 from .capture import Captured, capture
 from .executorch import Lowered, lower, write_ptd
 from .quantize import quantize_base
-from .target import ExportOptions, Limits, Program, record_inputs, worst_error
+from .target import ExportOptions, Program, Way, record_inputs, worst_error
 
 MAX_SEQ_LEN = 512
 FLOAT_LIMITS = {"max_abs_err": 2e-3, "mean_kl": 1e-6, "top1_agreement": 0.999}
@@ -30,6 +30,7 @@ class ExecuTorchTarget:
     name = "executorch"
     title = "ExecuTorch"
     toolchain: tuple[str, ...] = ("torch", "executorch", "transformers")
+    most_text: tuple[int, int] | None = None
     captured: Captured
     lowered: Lowered
 
@@ -37,6 +38,7 @@ class ExecuTorchTarget:
         self.base = base
         self.adapters = dict(adapters)
         self.options = options
+        self.adapter_mode = options.adapter_mode or "ptd"
         self.max_seq_len = options.max_seq_len or MAX_SEQ_LEN
 
     def capture(self) -> Captured:
@@ -49,13 +51,13 @@ class ExecuTorchTarget:
     def blobs(self) -> dict[str | None, Tensor]:
         """Every adapter, and None for no adapter, as the program takes them: in ptd mode all of one size."""
         slot = self.captured.slot
-        size = slot.size_for(list(self.adapters.values())) if self.options.adapter_mode == "ptd" else None
+        size = slot.size_for(list(self.adapters.values())) if self.adapter_mode == "ptd" else None
         return {name: slot.blob_of(self.adapters[name] if name else None, size) for name in (None, *self.adapters)}
 
     def lower(self, fingerprint: str, eos_ids: list[int]) -> None:
         trace = max(self.blobs().values(), key=Tensor.numel)
         metadata = runner_metadata(self.base, self.max_seq_len, eos_ids)
-        self.lowered = lower(self.captured, trace, self.options.adapter_mode, metadata)
+        self.lowered = lower(self.captured, trace, self.adapter_mode, metadata)
 
     def write(self, folder: Path) -> Program:
         (folder / "model.pte").write_bytes(self.lowered.pte)
@@ -64,7 +66,7 @@ class ExecuTorchTarget:
         return Program(
             path="model.pte",
             requires=self.lowered.requires,
-            adapter_mode=self.options.adapter_mode,
+            adapter_mode=self.adapter_mode,
             modules=self.captured.slot.paths,
             adapter_files={name: files[name] for name in self.adapters},
             no_adapter=files[None],
@@ -80,11 +82,10 @@ class ExecuTorchTarget:
             (folder / file).write_bytes(blob.numpy().tobytes())
         return file
 
-    def limits(self, base_quant: str) -> tuple[Limits, Limits]:
-        return (FLOAT_LIMITS, FLOAT_LIMITS) if base_quant == "none" else (QUANTIZED_LIMITS, ADAPTER_LIMITS)
-
-    def sessions(self, bundle: Bundle) -> dict[str, Session]:
-        return {"program": Session(bundle)}
+    def ways(self, bundle: Bundle) -> dict[str, Way]:
+        if bundle.manifest.base_quant == "none":
+            return {"program": Way(Session(bundle), FLOAT_LIMITS, FLOAT_LIMITS)}
+        return {"program": Way(Session(bundle), QUANTIZED_LIMITS, ADAPTER_LIMITS)}
 
     def probe(self, tokens: Tensor) -> "ExecuTorchProbe":
         return ExecuTorchProbe(self.captured, tokens, self.adapters)

@@ -23,7 +23,7 @@ from .onnx_decoder import OnnxDecoder
 from .onnx_probe import OnnxProbe
 from .ort_format import write_ort_pair
 from .quantize_onnx import ACCURACY_LEVELS, quantize_base
-from .target import ExportOptions, Limits, Program
+from .target import ExportOptions, Limits, Program, Way
 
 PROGRAM_NAME = "model.onnx"
 FLOAT_LIMITS = {"max_rel_err": 1e-4, "mean_kl": 1e-6, "top1_agreement": 0.999}
@@ -40,6 +40,7 @@ class OnnxTarget:
     name = "onnx"
     title = "ONNX"
     toolchain: tuple[str, ...] = ("torch", "onnx", "onnxruntime", "onnxscript", "transformers")
+    most_text: tuple[int, int] | None = None
     captured: "CapturedOnnx"
     model: ir.Model
 
@@ -91,16 +92,16 @@ class OnnxTarget:
             figure=f"{len(self.captured.decoder.nodes)} adapter nodes",
         )
 
-    def limits(self, base_quant: str) -> tuple[Limits, Limits]:
-        if base_quant == "none":
-            return FLOAT_LIMITS, FLOAT_LIMITS
-        return LEVEL_LIMITS[self.options.accuracy_level], ADAPTER_LIMITS[self.options.accuracy_level]
-
-    def sessions(self, bundle: Bundle) -> dict[str, Session]:
+    def ways(self, bundle: Bundle) -> dict[str, Way]:
+        limits: tuple[Limits, Limits] = (FLOAT_LIMITS, FLOAT_LIMITS)
+        if bundle.manifest.base_quant != "none":
+            limits = LEVEL_LIMITS[self.options.accuracy_level], ADAPTER_LIMITS[self.options.accuracy_level]
         # One thread each, for the reason of lordba.threads: threads that wait for each other, waiting busily.
         return {
-            "program": Session(bundle, runner=OnnxRunner(bundle, threads=1)),
-            "program without our kernel": Session(bundle, runner=OnnxRunner(bundle, native=False, threads=1)),
+            "program": Way(Session(bundle, runner=OnnxRunner(bundle, threads=1)), *limits),
+            "program without our kernel": Way(
+                Session(bundle, runner=OnnxRunner(bundle, native=False, threads=1)), *limits
+            ),
         }
 
     def probe(self, tokens: Tensor) -> OnnxProbe:

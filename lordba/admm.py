@@ -60,7 +60,7 @@ def to_signs(target: LowRank, rank: int, iterations: int = ITERATIONS) -> tuple[
     """
     norms = [_norm(factor) for factor in (target.left, target.right)]
     unit = LowRank(target.left / norms[0], target.right / norms[1])
-    best = _own_gauge(unit, rank)
+    best = round_factors(unit, rank)
     own_error = relative_error(unit, best)
     searched = (own_error > _EXACT).nonzero()[:, 0]
     if searched.numel():
@@ -71,6 +71,12 @@ def to_signs(target: LowRank, rank: int, iterations: int = ITERATIONS) -> tuple[
             getattr(best, name)[searched[better]] = getattr(found, name)[better]
     rho = torch.stack([_rho(unit.left), _rho(unit.right)], dim=-1)
     return replace(best, s_in=best.s_in * (norms[0] * norms[1])[..., 0]), rho
+
+
+def round_factors(target: LowRank, rank: int) -> SignFactors:
+    """The target's factors as they stand, cut or filled up to the rank and each rounded to signs * p q^T (SVID)."""
+    factors = [torch.nn.functional.pad(f, (0, rank - f.shape[-1])) for f in (target.left, target.right)]
+    return _signs_of(LowRank(*(_rounded(f) for f in factors)))
 
 
 def relative_error(target: LowRank, factors: SignFactors) -> Tensor:
@@ -137,12 +143,6 @@ def _cosines(n: int, rows: int) -> Tensor:
     matrix = torch.cos(math.pi / n * torch.arange(rows)[:, None] * (torch.arange(n) + 0.5)) * math.sqrt(2 / n)
     matrix[0] /= math.sqrt(2)
     return matrix
-
-
-def _own_gauge(target: LowRank, rank: int) -> SignFactors:
-    """The target's factors as they stand, cut or filled up to the rank and rounded to signs * p q^T."""
-    factors = [torch.nn.functional.pad(f, (0, rank - f.shape[-1])) for f in (target.left, target.right)]
-    return _signs_of(LowRank(*(_rounded(f) for f in factors)))
 
 
 def _rho(factor: Tensor) -> Tensor:

@@ -22,7 +22,10 @@ class BundleFile:
 
 @dataclass(frozen=True)
 class BundleAdapter:
-    """An adapter of the bundle: `bytes` are signs and scales as stored, `file_bytes` the runtime's file."""
+    """An adapter of the bundle: `bytes` are signs and scales as stored, `file_bytes` the runtime's file.
+
+    An adapter that is a function of the program has the program as its file; `file_bytes` is what it adds to it.
+    """
 
     name: str
     file: str
@@ -32,6 +35,8 @@ class BundleAdapter:
     bytes: int
     fp16_lora_bytes: int
     file_bytes: int
+    function: str | None = None
+    """The program's function that holds this adapter, where adapters are functions."""
 
 
 @dataclass(frozen=True)
@@ -85,9 +90,13 @@ class Bundle:
         """The runtime's file of an adapter; None means the base alone, which may need a file too."""
         if name is None:
             return self.folder / self.manifest.no_adapter if self.manifest.no_adapter else None
+        return self.folder / self.adapter(name).file
+
+    def adapter(self, name: str) -> BundleAdapter:
+        """What the manifest says of an adapter."""
         for adapter in self.manifest.adapters:
             if adapter.name == name:
-                return self.folder / adapter.file
+                return adapter
         known = ", ".join([*(a.name for a in self.manifest.adapters), "none"])
         raise LordbaError(f"{self.folder}: holds no adapter {name!r}; it holds {known}")
 
@@ -135,7 +144,8 @@ def read_bundle(folder: Path, target: str | None = None) -> Bundle:
             f"{path}: the bundle is for {manifest.target}, not for {target}; export it with --target {target}"
         )
     used = [manifest.program, manifest.tokenizer, manifest.no_adapter, *(a.file for a in manifest.adapters)]
-    if unlisted := {name for name in used if name} - {file.path for file in manifest.files}:
+    listed = {str(part) for file in manifest.files for part in (Path(file.path), *Path(file.path).parents)}
+    if unlisted := {name for name in used if name} - listed:
         raise LordbaError(f"{path}: uses {min(unlisted)}, which its files do not list; export the bundle again")
     for file in manifest.files:
         _check_file(folder, file)

@@ -54,7 +54,7 @@ def quiet_libraries() -> None:
     """Keep other libraries' notices off the screen, before they are imported; errors still show."""
     os.environ.setdefault("TQDM_DISABLE", "1")
     warnings.filterwarnings("ignore")
-    for name in ("torchao", "torch.utils._pytree", "torch.onnx", "executorch", "transformers"):
+    for name in ("torchao", "torch.utils._pytree", "torch.onnx", "executorch", "transformers", "coremltools"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 

@@ -39,7 +39,8 @@ class ExecuTorchRunner:
         self._program: Program | None = None
         self._blob: Tensor | None = None
 
-    def use(self, file: Path | None) -> None:
+    def use(self, adapter: str | None) -> None:
+        file = self._bundle.adapter_file(adapter)
         if self._bundle.manifest.adapter_mode == "input":
             assert file is not None
             self._blob = torch.from_numpy(np.fromfile(file, dtype=np.uint8))

@@ -10,7 +10,7 @@ from rich.table import Table
 from lordba.adapter import WEIGHTS_NAME, Adapter, load_adapter
 from lordba.bundle import MANIFEST_NAME, ParityCheck, read_bundle
 from lordba.console import console, group_by_type, run_command, table
-from lordba.files import sha256_of
+from lordba.files import sha256_of, size_of
 from lordba.lora import LoraAdapter, find_adapter, read_config, read_lora
 from lordba.scales import decode_scales
 
@@ -60,7 +60,7 @@ def inspect_bundle(folder: Path) -> None:
         "target": f"{manifest.target}, adapters as {manifest.adapter_mode}, up to {manifest.max_seq_len} tokens",
         "base": f"{manifest.base['name']}, {manifest.base_quant}",
         "base fingerprint": manifest.base["fingerprint"],
-        "program": f"{(folder / manifest.program).stat().st_size:,} bytes",
+        "program": f"{size_of(folder / manifest.program):,} bytes",
         "requires": ", ".join(manifest.requires),
         "made with": ", ".join(f"{name} {version}" for name, version in manifest.toolchain.items()),
     }

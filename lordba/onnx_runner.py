@@ -22,6 +22,7 @@ class OnnxRunner:
     """
 
     def __init__(self, bundle: Bundle, *, native: bool = True, as_feeds: bool = False, threads: int = 0) -> None:
+        self._bundle = bundle
         self._runtime = onnxruntime()
         self._as_feeds = as_feeds
         self.longest = bundle.manifest.max_seq_len
@@ -53,7 +54,11 @@ class OnnxRunner:
         self._adapter: OnnxAdapter | None = None
         self._run_options = self._runtime.RunOptions()
 
-    def use(self, file: Path | None) -> None:
+    def use(self, adapter: str | None) -> None:
+        self.use_file(self._bundle.adapter_file(adapter))
+
+    def use_file(self, file: Path | None) -> None:
+        """Switch to the adapter in this file; None is the base alone."""
         adapter = None if file is None else OnnxAdapter(file)
         run_options = self._runtime.RunOptions()
         if adapter is not None:

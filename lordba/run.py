@@ -16,6 +16,7 @@ EXAMPLES = """\
 examples:
   python -m lordba.run bundle-executorch --prompt "Once upon a time" --adapter shakespeare
   python -m lordba.run bundle-executorch --prompt "Once upon a time" --adapter none --max-new-tokens 100
+  python -m lordba.run bundle-coreml --reference --prompt "Once upon a time" --adapter shakespeare --max-new-tokens 8
 """
 
 
@@ -31,6 +32,11 @@ def parser() -> argparse.ArgumentParser:
     add("bundle", type=Path, help="a folder made by lordba.export")
     add("--prompt", required=True, help="the text to continue")
     add("--adapter", default="none", help="an adapter of the bundle by name, or none for the base alone (default)")
+    add(
+        "--reference",
+        action="store_true",
+        help="Core ML bundles, away from Apple systems: run the package with our interpreter, which is slow",
+    )
     add("--max-new-tokens", type=int, default=64, metavar="N", help="at most so many tokens (default: 64)")
     return result
 
@@ -56,9 +62,11 @@ def main() -> None:
     if not prompt:
         raise LordbaError("--prompt is empty; give the text to continue")
     quiet_libraries()
-    from lordba.session import Session
+    from lordba.session import Session, open_runner
 
-    session = Session(bundle, adapter)
+    session = Session(bundle, adapter, open_runner(bundle, reference=arguments.reference))
+    if arguments.reference:
+        print("note: the reference interpreter checks what the package computes; it is slow", file=sys.stderr)
     shown = ""
     made: list[int] = []
     for token in session.generate(prompt, arguments.max_new_tokens):

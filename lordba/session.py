@@ -1,7 +1,6 @@
 """Running a bundle: load, swap the adapter, feed tokens, generate; the runtime's part is a Runner."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -16,8 +15,8 @@ class Runner(Protocol):
     longest: int
     """How many tokens one run takes."""
 
-    def use(self, file: Path | None) -> None:
-        """Switch to the adapter in this file; None is the base alone, where that needs no file."""
+    def use(self, adapter: str | None) -> None:
+        """Switch to an adapter of the bundle by its name; None is the base alone."""
         ...
 
     def run(self, tokens: Sequence[int], start: int) -> np.ndarray:
@@ -42,7 +41,7 @@ class Session:
 
     def use(self, adapter: str | None) -> None:
         """Switch to an adapter of the bundle, or to the base alone (None); the KV cache starts anew."""
-        self._runner.use(self.bundle.adapter_file(adapter))
+        self._runner.use(adapter)
         self.reset()
 
     def reset(self) -> None:
@@ -77,9 +76,23 @@ class Session:
             logits = self.feed([token])
 
 
-def open_runner(bundle: Bundle) -> Runner:
-    """Load the bundle's program in the runtime that it was exported for."""
+def open_runner(bundle: Bundle, *, reference: bool = False) -> Runner:
+    """Load the bundle's program in the runtime that it was exported for; `reference` takes our interpreter instead."""
     target = bundle.manifest.target
+    if target == "coreml":
+        from lordba.coreml_runner import CoremlRunner
+
+        return CoremlRunner(bundle, reference=reference)
+    if reference:
+        raise LordbaError(
+            f"{bundle.folder}: --reference is for Core ML bundles, which run on Apple systems alone; this one is for "
+            f"{target}, whose own runtime runs it here; leave --reference out"
+        )
+    if bundle.manifest.adapter_mode == "methods":
+        raise LordbaError(
+            f"{bundle.folder}: its program needs ExecuTorch's Core ML backend, which apps on Apple systems have; "
+            "nothing runs it here"
+        )
     if target == "executorch":
         from lordba.executorch_runner import ExecuTorchRunner
 
@@ -89,5 +102,5 @@ def open_runner(bundle: Bundle) -> Runner:
 
         return OnnxRunner(bundle)
     raise LordbaError(
-        f"{bundle.folder}: is a bundle for {target}, which does not run here; export it for executorch or onnx"
+        f"{bundle.folder}: is a bundle for {target}, which does not run here; export it for executorch, onnx or coreml"
     )

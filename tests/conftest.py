@@ -11,6 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # One thread per process, or threads wait for each other. It must be set before torch loads: torch.set_num_threads
+    # leaves ExecuTorch's attention with sums that differ in the last bit from run to run, which int8 makes visible.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from torch import Tensor, nn
 
@@ -21,8 +26,6 @@ from lordba.models import BaseModel, fingerprint, load_base
 from lordba.scales import ScaleCode, encode_scales
 from lordba.signs import pack_signs
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # one process per core, or their threads wait for each other
-    torch.set_num_threads(1)
 logging.getLogger("torchao").setLevel(logging.ERROR)
 VOCABULARY = 320
 MAX_SEQ_LEN = 64
@@ -52,6 +55,8 @@ def tiny_model(family: str = "llama", seed: int = 0, **changes: object) -> Any:
         "qwen3": ("Qwen3Config", {"num_key_value_heads": 2, "head_dim": 32}),
         "gpt2": ("GPT2Config", {}),
         "phi": ("PhiConfig", {}),
+        "gemma": ("GemmaConfig", {"num_key_value_heads": 1, "head_dim": 16}),
+        "gemma2": ("Gemma2Config", {"num_key_value_heads": 2, "head_dim": 16}),
     }
     name, own = classes[family]
     torch.manual_seed(seed)
