@@ -1,11 +1,17 @@
 """LoRDBA: LoRA adapters of packed signs, from PyTorch to phones (arXiv 2605.24058)."""
 
+import importlib
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lordba.adapter import Adapter, SignModule, load_adapter, save_adapter
 from lordba.errors import LordbaError
 from lordba.layers import LordbaLinear, attach, detach
 from lordba.scales import ScaleCode
+
+if TYPE_CHECKING:
+    from lordba.packing import pack
+    from lordba.tuner import LordbaConfig, start_from
 
 # In a checkout, export/ and backends/ lie beside this folder; installed, they lie inside it.
 _checkout = Path(__file__).resolve().parent.parent
@@ -15,6 +21,7 @@ if (_checkout / "pyproject.toml").is_file() and (_checkout / "export" / "__main_
 __version__ = "0.1.0"
 __all__ = [
     "Adapter",
+    "LordbaConfig",
     "LordbaError",
     "LordbaLinear",
     "ScaleCode",
@@ -22,5 +29,15 @@ __all__ = [
     "attach",
     "detach",
     "load_adapter",
+    "pack",
     "save_adapter",
+    "start_from",
 ]
+_NEED_PEFT = {"LordbaConfig": "lordba.tuner", "start_from": "lordba.tuner", "pack": "lordba.packing"}
+
+
+def __getattr__(name: str) -> Any:
+    """The names that need PEFT, which is imported with the first of them."""
+    if name not in _NEED_PEFT:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_NEED_PEFT[name]), name)

@@ -143,7 +143,7 @@ def load_adapter(folder: Path) -> Adapter:
         raise LordbaError(f"{weights}: cannot be read ({error}); it is truncated or damaged, copy it anew") from error
     shapes = _read_shapes(metadata, weights)
     modules = {
-        key.removeprefix(PREFIX): _take_module(key, shape, code, tensors, weights) for key, shape in shapes.items()
+        key.removeprefix(PREFIX): take_module(key, shape, code, tensors, weights) for key, shape in shapes.items()
     }
     if tensors:
         raise LordbaError(f"{weights}: unexpected tensor {min(tensors)!r} that its shapes metadata does not list")
@@ -168,6 +168,10 @@ def _read_config(path: Path) -> dict:
         found = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
         hint = "; convert it first: python -m lordba.convert PEFT_DIR OUT" if found == "LORA" else ""
         raise LordbaError(f"{path}: expected peft_type LORDBA, found {found!r}{hint}")
+    if config.get("format_version") is None and "lora_alpha" in config:
+        raise LordbaError(
+            f"{path}: belongs to latents that are in training; lordba.pack(model, DIR) writes them as signs and scales"
+        )
     if config.get("format_version") != FORMAT_VERSION:
         raise LordbaError(
             f"{path}: format_version {config.get('format_version')!r} is not known here (this lordba reads "
@@ -200,7 +204,7 @@ def _read_shapes(metadata: Mapping[str, str], path: Path) -> dict[str, dict[str,
     return shapes
 
 
-def _take_module(
+def take_module(
     key: str, shape: Mapping[str, int], code: ScaleCode, tensors: dict[str, Tensor], path: Path
 ) -> SignModule:
     """Remove one module's tensors from `tensors`, checked against its shape."""

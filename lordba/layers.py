@@ -3,13 +3,14 @@
 import torch
 from torch import Tensor, nn
 
-from lordba import ops  # noqa: F401 (registers lordba::sign_adapter)
 from lordba.adapter import Adapter, SignModule
 from lordba.errors import LordbaError
+from lordba.ops import sign_adapter
+from lordba.scales import EncodedScales, ScaleCode
 
 
-class LordbaLinear(nn.Module):
-    """y = base(x) + sign_adapter(x). The adapter's tensors are buffers, so the module exports and moves as usual."""
+class SignTerm(nn.Module):
+    """sign_adapter(x) alone. The adapter's tensors are buffers, so the module exports and moves as usual."""
 
     a_signs: Tensor
     b_signs: Tensor
@@ -18,10 +19,10 @@ class LordbaLinear(nn.Module):
     s_out: Tensor
     s_ranges: Tensor | None
 
-    def __init__(self, base: nn.Module, adapter: SignModule) -> None:
+    def __init__(self, adapter: SignModule) -> None:
         super().__init__()
-        self.base = base
         self.scale_code = adapter.s_in.code.value
+        self.sizes = tuple(scales.n for scales in adapter.scales)
         self.register_buffer("a_signs", adapter.a_signs)
         self.register_buffer("b_signs", adapter.b_signs)
         for name, scales in zip(("s_in", "s_mid", "s_out"), adapter.scales, strict=True):
@@ -29,12 +30,44 @@ class LordbaLinear(nn.Module):
         ranges = [s.range for s in adapter.scales if s.range is not None]
         self.register_buffer("s_ranges", torch.stack(ranges) if ranges else None)
 
+    @property
+    def module(self) -> SignModule:
+        """The adapter as files hold it."""
+        code = ScaleCode(self.scale_code)
+        ranges = [None] * 3 if self.s_ranges is None else list(self.s_ranges.cpu())
+        scales = (
+            EncodedScales(code, n, values.cpu(), scale_range)
+            for n, values, scale_range in zip(self.sizes, (self.s_in, self.s_mid, self.s_out), ranges, strict=True)
+        )
+        return SignModule(self.a_signs.cpu(), self.b_signs.cpu(), *scales)
+
+    def _apply(self, fn, recurse=True):
+        """Moves, but keeps its dtypes: a model that goes to half precision must not round scales or their ranges."""
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, buffer in before.items():
+            moved = self._buffers[name]
+            if buffer is not None and moved is not None and moved.dtype != buffer.dtype:
+                self._buffers[name] = buffer.to(moved.device)
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., d_in] -> [..., d_out]; the gradient reaches x."""
+        trained = x.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_exporting()
+        op = sign_adapter if trained else torch.ops.lordba.sign_adapter  # the registered op has no backward pass
+        return op(x, self.a_signs, self.b_signs, self.s_in, self.s_mid, self.s_out, self.s_ranges, self.scale_code)
+
+
+class LordbaLinear(SignTerm):
+    """y = base(x) + sign_adapter(x)."""
+
+    def __init__(self, base: nn.Module, adapter: SignModule) -> None:
+        super().__init__(adapter)
+        self.base = base
+
     def forward(self, x: Tensor) -> Tensor:
         """x [..., d_in] -> [..., d_out]."""
-        delta = torch.ops.lordba.sign_adapter(
-            x, self.a_signs, self.b_signs, self.s_in, self.s_mid, self.s_out, self.s_ranges, self.scale_code
-        )
-        return self.base(x) + delta
+        return self.base(x) + super().forward(x)
 
 
 def linear_size(module: nn.Module) -> tuple[int, int] | None:

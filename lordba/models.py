@@ -4,12 +4,13 @@ import contextlib
 import hashlib
 import importlib.metadata
 import io
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lordba.errors import LordbaError
 
@@ -91,8 +92,13 @@ def fingerprint(model: nn.Module) -> str:
     Tied weights count once, under the first of their names; float32 holds fp16 and bf16 checkpoints exactly, so that
     the way a model was loaded does not change its fingerprint.
     """
+    return fingerprint_of(model.named_parameters())
+
+
+def fingerprint_of(weights: Iterable[tuple[str, Tensor]]) -> str:
+    """The fingerprint of a model with these named weights."""
     digest = hashlib.sha256()
-    for name, weight in sorted(model.named_parameters()):
+    for name, weight in sorted(weights, key=lambda item: item[0]):
         values = weight.detach().to("cpu", torch.float32).contiguous()
         digest.update(f"{name} {list(values.shape)} {values.dtype}\n".encode())
         digest.update(values.numpy().data)

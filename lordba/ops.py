@@ -93,8 +93,16 @@ def _apply(x: Tensor, a_signs: Tensor, b_signs: Tensor, s_in: Tensor, s_mid: Ten
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     a = unpack_signs(a_signs, s_in.numel(), dtype)
     b = unpack_signs(b_signs, s_mid.numel(), dtype)
-    h = (x.to(dtype) * s_in) @ a.t() * s_mid
-    return (h @ b.t() * s_out).to(x.dtype)
+    return signed_product(x, a, b, s_in, s_mid, s_out).to(x.dtype)
+
+
+def signed_product(x: Tensor, a: Tensor, b: Tensor, s_in: Tensor, s_mid: Tensor, s_out: Tensor) -> Tensor:
+    """The adapter's arithmetic in the dtype of the +-1 matrices a [r, d_in], b [d_out, r]: [..., d_in] -> [..., d_out].
+
+    Training runs these very lines, so that a packed adapter repeats what was trained.
+    """
+    h = (x.to(a.dtype) * s_in) @ a.t() * s_mid
+    return h @ b.t() * s_out
 
 
 def _check(
