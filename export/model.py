@@ -1,7 +1,7 @@
 """transformers models as every target needs them: another attention, heads and layers of their own."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -40,6 +40,19 @@ def with_attention(model: Any, name: str, attention: Callable[..., tuple[Tensor,
         if type(layer).__name__ == "Conv1D":  # GPT-2's linear layer, weight transposed
             model.set_submodule(path, as_linear(layer))
     return model
+
+
+def check_length(config: Any, max_seq_len: int) -> None:
+    """Refuse a --max-seq-len that the model does not take."""
+    limit = getattr(config, "max_position_embeddings", max_seq_len)
+    if not 2 <= max_seq_len <= limit:
+        raise LordbaError(f"--max-seq-len {max_seq_len}: the model {config.model_type} takes 2 to {limit} tokens")
+
+
+def check_plain_attention(further: Mapping[str, object], who: str) -> None:
+    """Refuse a model whose attention asks for more, in `further` arguments, than causal attention over all tokens."""
+    if further.get("sliding_window") is not None or further.get("softcap") is not None:
+        raise LordbaError(f"{who} has no sliding-window or soft-capped attention, which this model uses")
 
 
 def cache_shape(config: Any) -> tuple[int, int, int]:

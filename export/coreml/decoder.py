@@ -11,7 +11,7 @@ from lordba.coreml_adapter import AdapterInputs
 from lordba.errors import LordbaError
 from lordba.layers import check_fits, linear_size
 
-from ..model import cache_shape, with_attention
+from ..model import cache_shape, check_plain_attention, with_attention
 from . import ops  # noqa: F401 (registers the ops that the decoder calls)
 from .constants import AdapterConstants, Parts
 from .layers import RotaryTable, make_safe
@@ -83,8 +83,7 @@ def state_attention(
 
     `bias` [T, S] hides positions.
     """
-    if unsupported.get("sliding_window") is not None or unsupported.get("softcap") is not None:
-        raise LordbaError("the Core ML target has no sliding-window or soft-capped attention, which this model uses")
+    check_plain_attention(unsupported, "the Core ML target")
     assert bias is not None
     if caches is not None:
         assert start is not None

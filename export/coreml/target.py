@@ -17,6 +17,7 @@ from lordba.errors import LordbaError
 from lordba.models import BaseModel
 from lordba.session import Session
 
+from ..model import check_length
 from ..target import ExportOptions, Limits, Program, Way
 from .decoder import CoremlDecoder
 from .lowering import CoremlOptions, convert
@@ -48,12 +49,9 @@ class CoremlTarget:
     ) -> None:
         check_installed()
         check_system(options)
-        limit: int = base.model.config.max_position_embeddings
-        self.max_seq_len = options.max_seq_len or min(MAX_SEQ_LEN, limit)
-        if not 2 <= self.max_seq_len <= limit:
-            raise LordbaError(
-                f"--max-seq-len {self.max_seq_len}: the model {base.model.config.model_type} takes 2 to {limit} tokens"
-            )
+        config = base.model.config
+        self.max_seq_len: int = options.max_seq_len or min(MAX_SEQ_LEN, config.max_position_embeddings)
+        check_length(config, self.max_seq_len)
         self.base = base
         self.adapters = dict(adapters)
         self.options = options

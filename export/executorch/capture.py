@@ -10,6 +10,7 @@ from lordba.adapter import Adapter
 from lordba.errors import LordbaError
 from lordba.layers import check_fits
 
+from ..model import check_length
 from .adapted import AdapterSlot
 from .decoder import Decoder, why_not_fast
 from .generic import GenericDecoder
@@ -52,9 +53,7 @@ def capture(model: "PreTrainedModel", adapters: dict[str, Adapter], max_seq_len:
     """
     for name, adapter in adapters.items():
         check_fits(adapter, model, f"adapter {name}")
-    limit = getattr(model.config, "max_position_embeddings", max_seq_len)
-    if not 2 <= max_seq_len <= limit:
-        raise LordbaError(f"--max-seq-len {max_seq_len}: the model {model.config.model_type} takes 2 to {limit} tokens")
+    check_length(model.config, max_seq_len)
     adapted = {path for adapter in adapters.values() for path in adapter.modules}
     reason = why_not_fast(model)
     if route == "fast" and reason:

@@ -5,10 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lordba.errors import LordbaError
 from lordba.layers import linear_size
 
-from ..model import cache_shape, with_attention
+from ..model import cache_shape, check_plain_attention, with_attention
 from .adapted import AdaptedLinear, AdapterSlot
 from .attention import attend
 from .decoder import start_position
@@ -40,8 +39,7 @@ def static_cache_attention(
     **unsupported: object,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: query [1, heads, T, head_dim] -> [1, T, heads, head_dim]."""
-    if unsupported.get("sliding_window") is not None or unsupported.get("softcap") is not None:
-        raise LordbaError("the generic path has no sliding-window or soft-capped attention, which this model uses")
+    check_plain_attention(unsupported, "the generic path")
     assert caches is not None
     cache: Any = caches[module.layer_idx]
     q, k, v = (t.transpose(1, 2) for t in (query, key, value))

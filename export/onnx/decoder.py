@@ -8,12 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lordba.adapter import Adapter, SignModule
-from lordba.errors import LordbaError
 from lordba.layers import LordbaLinear, linear_size
 from lordba.onnx_adapter import PARAMETERS, parameter_shapes
 from lordba.scales import ScaleCode
 
-from ..model import cache_shape, with_attention
+from ..model import cache_shape, check_plain_attention, with_attention
 from .op import DOMAIN, NAME, VERSION
 
 ATTENTION_NAME = "lordba_growing_cache"
@@ -75,8 +74,7 @@ def growing_cache_attention(
 
     Appends to layer i's past key and value, past[2i] and past[2i + 1], and to the list `present` what comes of it.
     """
-    if unsupported.get("sliding_window") is not None or unsupported.get("softcap") is not None:
-        raise LordbaError("the ONNX target has no sliding-window or soft-capped attention, which this model uses")
+    check_plain_attention(unsupported, "the ONNX target")
     assert present is not None
     keys, values = (
         torch.cat([old, new], 2) for old, new in zip(past[2 * module.layer_idx :], (key, value), strict=False)

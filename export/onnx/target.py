@@ -17,6 +17,7 @@ from lordba.onnx_runner import OnnxRunner
 from lordba.scales import ScaleCode
 from lordba.session import Session
 
+from ..model import check_length
 from ..target import ExportOptions, Limits, Program, Way
 from .decoder import OnnxDecoder
 from .genai import write_genai_config
@@ -48,12 +49,8 @@ class OnnxTarget:
         onnxruntime()  # the export ends with running the program: better to know now
         if options.accuracy_level not in ACCURACY_LEVELS:
             raise LordbaError(f"--accuracy-level must be 0 or 4, found {options.accuracy_level}")
-        limit: int = base.model.config.max_position_embeddings
-        self.max_seq_len: int = options.max_seq_len or limit
-        if not 2 <= self.max_seq_len <= limit:
-            raise LordbaError(
-                f"--max-seq-len {self.max_seq_len}: the model {base.model.config.model_type} takes 2 to {limit} tokens"
-            )
+        self.max_seq_len: int = options.max_seq_len or base.model.config.max_position_embeddings
+        check_length(base.model.config, self.max_seq_len)
         self.base = base
         self.adapters = dict(adapters)
         self.options = options
