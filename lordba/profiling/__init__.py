@@ -1,0 +1,1 @@
+"""Latency of a bundle: what is measured, how it is recorded, and what the records say."""
