@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lordba.adapter import SignModule
-from lordba.backends import executorch
+from lordba.backends import built_library, executorch
 from lordba.backends.executorch import load
 from lordba.blob import HEADER, RECORD, make_blob
 from lordba.layers import LordbaLinear
@@ -305,7 +305,7 @@ def test_loading_twice_is_harmless_and_an_unknown_isa_is_explained() -> None:
 
 
 def test_library_needs_executorch_and_no_libtorch() -> None:
-    content = executorch._find().read_bytes()
+    content = built_library(executorch.LIBRARY, executorch.__path__).read_bytes()
     assert b"libexecutorch.so" in content
     assert b"libtorch" not in content
 
