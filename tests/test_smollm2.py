@@ -1,5 +1,7 @@
 """The embedded default, SmolLM2 with the adapters that ship: every figure that the export promises, measured."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -26,6 +28,15 @@ WITH_NONE = (None, *NAMES)
 PROMPT = "Review: I saw it twice and would go again. The king is a fool, but what a fool!\nSentiment:"
 STEPS = 40
 FLOAT_LENGTH = 128
+WINDOWS = 5
+
+
+@contextmanager
+def verified_on(windows: int) -> Iterator[None]:
+    """Exports in here are verified on so many windows of the text."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export_bundle, "text_windows", lambda *arguments: text_windows(*arguments).first(windows))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +51,10 @@ def adapters() -> dict[str, Adapter]:
 
 @pytest.fixture(scope="module")
 def quantized(base, adapters, tmp_path_factory) -> Bundle:
-    """What the command writes by default."""
+    """What the command writes by default, verified on some windows; the gate runs the command itself, with all."""
     folder = tmp_path_factory.mktemp("smollm2") / "quantized"
-    export_executorch(base, adapters, ExportOptions(folder))
+    with verified_on(WINDOWS):
+        export_executorch(base, adapters, ExportOptions(folder))
     return read_bundle(folder, "executorch")
 
 
@@ -51,8 +63,7 @@ def floating(base, adapters, tmp_path_factory) -> Bundle:
     """The float program, verified by the export on one window only: `test_float_program` does it independently."""
     folder = tmp_path_factory.mktemp("smollm2") / "floating"
     options = ExportOptions(folder, "none", "ptd", FLOAT_LENGTH)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export_bundle, "text_windows", lambda *arguments: text_windows(*arguments).first(1))
+    with verified_on(1):
         export_executorch(base, adapters, options)
     return read_bundle(folder, "executorch")
 
