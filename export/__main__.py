@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lordba.adapter import Adapter, load_adapter
+from lordba.bundle import is_adapter_name
 from lordba.console import console, quiet_libraries, run_command, table
 from lordba.errors import LordbaError
 from lordba.inspect import parity_table
@@ -124,7 +125,7 @@ def read_adapters(values: list[str], use_shipped: bool) -> dict[str, Adapter]:
         name, _, folder = value.rpartition("=")
         path = Path(folder)
         name = name or path.resolve().name
-        if name in folders or name == "none" or not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
+        if name in folders or not is_adapter_name(name):
             raise LordbaError(
                 f"--adapter {value}: the name {name!r} is taken or no usable file name; give another: NAME={folder}"
             )

@@ -10,6 +10,7 @@ from lordba.layers import LordbaLinear, attach, detach
 from lordba.scales import ScaleCode
 
 if TYPE_CHECKING:
+    from lordba.bank import AdapterBank
     from lordba.packing import pack
     from lordba.tuner import LordbaConfig, start_from
 
@@ -21,6 +22,7 @@ if (_checkout / "pyproject.toml").is_file() and (_checkout / "export" / "__main_
 __version__ = "0.1.0"
 __all__ = [
     "Adapter",
+    "AdapterBank",
     "LordbaConfig",
     "LordbaError",
     "LordbaLinear",
@@ -33,11 +35,16 @@ __all__ = [
     "save_adapter",
     "start_from",
 ]
-_NEED_PEFT = {"LordbaConfig": "lordba.tuner", "start_from": "lordba.tuner", "pack": "lordba.packing"}
+_LATE = {
+    "AdapterBank": "lordba.bank",
+    "LordbaConfig": "lordba.tuner",
+    "start_from": "lordba.tuner",
+    "pack": "lordba.packing",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """The names that need PEFT, which is imported with the first of them."""
-    if name not in _NEED_PEFT:
+    """The names whose modules are imported with their first use; all but AdapterBank need PEFT."""
+    if name not in _LATE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_NEED_PEFT[name]), name)
+    return getattr(importlib.import_module(_LATE[name]), name)

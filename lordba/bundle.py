@@ -1,11 +1,13 @@
 """A bundle: a folder with the program, its adapters, the tokenizer, and `manifest.json`, which is checked first."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from lordba.errors import LordbaError
-from lordba.files import sha256_of
+from lordba.files import new_file, sha256_of
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -108,8 +110,25 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != MANIFEST_NAME
     ]
-    record = asdict(manifest) | {"files": [asdict(file) for file in files]}
-    (folder / MANIFEST_NAME).write_text(json.dumps(record, indent=2) + "\n")
+    _write_record(folder, asdict(manifest) | {"files": [asdict(file) for file in files]})
+
+
+def change_adapters(bundle: Bundle, adapters: Sequence[BundleAdapter], files: Sequence[BundleFile]) -> Bundle:
+    """Give a bundle other adapters and files by a new manifest, in one step; what else it says stays."""
+    record = json.loads((bundle.folder / MANIFEST_NAME).read_text())
+    changes = {"adapters": [asdict(adapter) for adapter in adapters], "files": [asdict(file) for file in files]}
+    _write_record(bundle.folder, record | changes)
+    return Bundle(bundle.folder, replace(bundle.manifest, adapters=list(adapters), files=list(files)))
+
+
+def is_adapter_name(name: str) -> bool:
+    """Whether an adapter may be called so: it does as a file's name, and does not stand for the base alone."""
+    return name != "none" and name[0:1].isalnum() and name.translate(str.maketrans("-_.", "aaa")).isalnum()
+
+
+def _write_record(folder: Path, record: dict[str, Any]) -> None:
+    with new_file(folder / MANIFEST_NAME) as path:
+        path.write_text(json.dumps(record, indent=2) + "\n")
 
 
 def read_bundle(folder: Path, target: str | None = None) -> Bundle:

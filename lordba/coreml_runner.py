@@ -8,10 +8,12 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from lordba.adapter import Adapter
 from lordba.blob import read_module
 from lordba.bundle import Bundle
 from lordba.coreml_adapter import AdapterInputs, Parts
 from lordba.errors import LordbaError
+from lordba.install import write_blob
 from lordba.signs import unpack_signs
 
 BASE_FUNCTION = "base"
@@ -49,7 +51,7 @@ class CoremlRunner:
                 f"{bundle.folder}: Core ML runs on Apple systems alone; --reference runs the package here with an "
                 "interpreter, slowly"
             )
-        self._bundle = bundle
+        self.bundle = bundle
         self._program = program or bundle.program
         self._native = not reference
         self._exact = exact
@@ -60,13 +62,21 @@ class CoremlRunner:
         self._state: Any = None
         self._function: Function
 
-    def use(self, adapter: str | None) -> None:
-        self._function = self._load(*self._place(adapter))
-        if self._bundle.manifest.adapter_mode == INPUTS:
+    def load(self, adapter: str | None) -> str | None:
+        if adapter is not None:
+            self.bundle.adapter(adapter)
+        return adapter
+
+    def use(self, loaded: str | None) -> None:
+        self._function = self._load(*self._place(loaded))
+        if self.bundle.manifest.adapter_mode == INPUTS:
             declared = self._function.inputs
             inputs = AdapterInputs.of_program(self._modules, {name: shape for name, (shape, _) in declared.items()})
-            filled = inputs.fill(self.adapter_parts(adapter))
+            filled = inputs.fill(self.adapter_parts(loaded))
             self._inputs = {name: array.astype(declared[name][1]) for name, array in filled.items()}
+
+    def write(self, adapter: Adapter, path: Path) -> None:
+        write_blob(self.bundle, adapter, path)
 
     def run(self, tokens: Sequence[int], start: int) -> np.ndarray:
         inputs = dict(self._inputs)
@@ -94,7 +104,7 @@ class CoremlRunner:
         """What the file of an adapter holds that is an input of the program."""
         if adapter is None:
             return {}  # scales of zero everywhere
-        blob = torch.from_numpy(np.fromfile(self._bundle.folder / self._bundle.adapter(adapter).file, np.uint8))
+        blob = torch.from_numpy(np.fromfile(self.bundle.folder / self.bundle.adapter(adapter).file, np.uint8))
         parts: dict[str, Parts] = {}
         for i, path in enumerate(self._modules):
             if (module := read_module(blob, i)) is not None:
@@ -111,16 +121,16 @@ class CoremlRunner:
 
     @property
     def _modules(self) -> list[str]:
-        return [path for path in self._bundle.manifest.modules if path]
+        return [path for path in self.bundle.manifest.modules if path]
 
     def _place(self, adapter: str | None) -> tuple[Path, str | None]:
         """The package and the function that hold an adapter; None stands for the package's only function."""
-        mode = self._bundle.manifest.adapter_mode
-        entry = None if adapter is None else self._bundle.adapter(adapter)
+        mode = self.bundle.manifest.adapter_mode
+        entry = None if adapter is None else self.bundle.adapter(adapter)
         if mode in (FUNCTIONS, METHODS):
             return self._program, BASE_FUNCTION if entry is None else entry.function
         if mode == PACKAGES and entry is not None:
-            return self._bundle.folder / entry.file, None
+            return self.bundle.folder / entry.file, None
         return self._program, None
 
 

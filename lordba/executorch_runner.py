@@ -8,8 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lordba.adapter import Adapter
 from lordba.bundle import Bundle
 from lordba.errors import LordbaError
+from lordba.install import write_blob
 
 if TYPE_CHECKING:
     from executorch.runtime import Runtime
@@ -33,20 +35,27 @@ class ExecuTorchRunner:
     new argument."""
 
     def __init__(self, bundle: Bundle) -> None:
-        self._bundle = bundle
+        self.bundle = bundle
         self.longest = bundle.manifest.max_seq_len - 1  # the program's longest input
         _check_operators(bundle)
         self._program: Program | None = None
         self._blob: Tensor | None = None
 
-    def use(self, adapter: str | None) -> None:
-        file = self._bundle.adapter_file(adapter)
-        if self._bundle.manifest.adapter_mode == "input":
-            assert file is not None
-            self._blob = torch.from_numpy(np.fromfile(file, dtype=np.uint8))
-            self._program = self._program or Program(self._bundle.program)
+    def load(self, adapter: str | None) -> Path | Tensor | None:
+        file = self.bundle.adapter_file(adapter)
+        if file is None or self.bundle.manifest.adapter_mode != "input":
+            return file
+        return torch.from_numpy(np.fromfile(file, dtype=np.uint8))
+
+    def use(self, loaded: Path | Tensor | None) -> None:
+        if isinstance(loaded, Tensor):
+            self._blob = loaded
+            self._program = self._program or Program(self.bundle.program)
         else:
-            self._program = Program(self._bundle.program, file)
+            self._program = Program(self.bundle.program, loaded)
+
+    def write(self, adapter: Adapter, path: Path) -> None:
+        write_blob(self.bundle, adapter, path)
 
     def run(self, tokens: Sequence[int], start: int) -> np.ndarray:
         assert self._program is not None

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from lordba.adapter import Adapter
 from lordba.bundle import Bundle
 from lordba.errors import LordbaError
-from lordba.onnx_adapter import OnnxAdapter, ProgramInfo, onnxruntime
+from lordba.onnx_adapter import OnnxAdapter, ProgramInfo, adapter_tensors, onnxruntime, write_onnx_adapter
 
 FIXED_INPUTS = {"input_ids", "attention_mask", "position_ids"}
 
@@ -22,7 +23,7 @@ class OnnxRunner:
     """
 
     def __init__(self, bundle: Bundle, *, native: bool = True, as_feeds: bool = False, threads: int = 0) -> None:
-        self._bundle = bundle
+        self.bundle = bundle
         self._runtime = onnxruntime()
         self._as_feeds = as_feeds
         self.longest = bundle.manifest.max_seq_len
@@ -54,18 +55,26 @@ class OnnxRunner:
         self._adapter: OnnxAdapter | None = None
         self._run_options = self._runtime.RunOptions()
 
-    def use(self, adapter: str | None) -> None:
-        self.use_file(self._bundle.adapter_file(adapter))
+    def load(self, adapter: str | None) -> OnnxAdapter | None:
+        file = self.bundle.adapter_file(adapter)
+        return None if file is None else self.load_file(file)
 
-    def use_file(self, file: Path | None) -> None:
-        """Switch to the adapter in this file; None is the base alone."""
-        adapter = None if file is None else OnnxAdapter(file)
-        run_options = self._runtime.RunOptions()
-        if adapter is not None:
-            adapter.check(self.info)
-            if not self._as_feeds:
-                run_options.add_active_adapter(adapter.lora)
-        self._adapter, self._run_options = adapter, run_options
+    def load_file(self, file: Path) -> OnnxAdapter:
+        """The adapter in this file."""
+        adapter = OnnxAdapter(file)
+        adapter.check(self.info)
+        return adapter
+
+    def use(self, loaded: OnnxAdapter | None) -> None:
+        self._run_options = self._runtime.RunOptions()
+        if loaded is not None and not self._as_feeds:
+            self._run_options.add_active_adapter(loaded.lora)
+        self._adapter = loaded
+
+    def write(self, adapter: Adapter, path: Path) -> None:
+        tensors = adapter_tensors(adapter, self.info.scale_code)
+        write_onnx_adapter(path, tensors, self.info.fingerprint)
+        self.load_file(path)
 
     def run(self, tokens: Sequence[int], start: int) -> np.ndarray:
         if start == 0:

@@ -62,19 +62,21 @@ def main() -> None:
     if not prompt:
         raise LordbaError("--prompt is empty; give the text to continue")
     quiet_libraries()
-    from lordba.session import Session, open_runner
+    from lordba.bank import AdapterBank
+    from lordba.session import open_runner
 
-    session = Session(bundle, adapter, open_runner(bundle, reference=arguments.reference))
+    bank = AdapterBank(bundle, runner=open_runner(bundle, reference=arguments.reference))
     if arguments.reference:
         print("note: the reference interpreter checks what the package computes; it is slow", file=sys.stderr)
     shown = ""
     made: list[int] = []
-    for token in session.generate(prompt, arguments.max_new_tokens):
-        made.append(token)
-        text = tokenizer.decode(made)
-        if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # a character whose bytes are not complete yet
-            print(text[len(shown) :], end="", flush=True)
-            shown = text
+    with bank.use(adapter) as session:
+        for token in session.generate(prompt, arguments.max_new_tokens):
+            made.append(token)
+            text = tokenizer.decode(made)
+            if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # a character whose bytes are not complete yet
+                print(text[len(shown) :], end="", flush=True)
+                shown = text
     print(tokenizer.decode(made)[len(shown) :], file=sys.stdout)
 
 

@@ -1,10 +1,12 @@
 """Running a bundle: load, swap the adapter, feed tokens, generate; the runtime's part is a Runner."""
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
+from lordba.adapter import Adapter
 from lordba.bundle import Bundle
 from lordba.errors import LordbaError
 
@@ -12,11 +14,21 @@ from lordba.errors import LordbaError
 class Runner(Protocol):
     """A loaded program with its KV cache, in its runtime."""
 
+    bundle: Bundle
+    """Where adapters are looked up; may be set to a newer state of the same bundle."""
     longest: int
     """How many tokens one run takes."""
 
-    def use(self, adapter: str | None) -> None:
-        """Switch to an adapter of the bundle by its name; None is the base alone."""
+    def load(self, adapter: str | None) -> Any:
+        """An adapter of the bundle by its name, in the runtime's own form; None is the base alone."""
+        ...
+
+    def use(self, loaded: Any) -> None:
+        """Switch to an adapter that `load` returned."""
+        ...
+
+    def write(self, adapter: Adapter, path: Path) -> None:
+        """Write an adapter as a file that `load` reads; LordbaError if the program cannot take it."""
         ...
 
     def run(self, tokens: Sequence[int], start: int) -> np.ndarray:
@@ -41,7 +53,7 @@ class Session:
 
     def use(self, adapter: str | None) -> None:
         """Switch to an adapter of the bundle, or to the base alone (None); the KV cache starts anew."""
-        self._runner.use(adapter)
+        self._runner.use(self._runner.load(adapter))
         self.reset()
 
     def reset(self) -> None:

@@ -184,7 +184,7 @@ class TestAWrongAdapter:
         def check(tensors: dict[str, np.ndarray], fingerprint: str | None = None) -> None:
             path = tmp_path / "wrong.onnx_adapter"
             write_onnx_adapter(path, tensors, fingerprint or bundle.manifest.base["fingerprint"])
-            runner.use_file(path)
+            runner.use(runner.load_file(path))
 
         return check
 
@@ -207,7 +207,7 @@ class TestAWrongAdapter:
         write_onnx_adapter(tmp_path / "new.onnx_adapter", tensors, bundle.manifest.base["fingerprint"])
         monkeypatch.undo()
         with pytest.raises(LordbaError, match=r"new\.onnx_adapter: adapter version 2 is not known"):
-            OnnxRunner(bundle, threads=1).use_file(tmp_path / "new.onnx_adapter")
+            OnnxRunner(bundle, threads=1).load_file(tmp_path / "new.onnx_adapter")
 
     @pytest.mark.parametrize(
         "name, tensor, said",
@@ -229,9 +229,9 @@ class TestAWrongAdapter:
     def test_not_an_adapter_file(self, bundle, tmp_path):
         (tmp_path / "no.onnx_adapter").write_bytes(b"hello")
         with pytest.raises(LordbaError, match="no adapter file"):
-            OnnxRunner(bundle, threads=1).use_file(tmp_path / "no.onnx_adapter")
+            OnnxRunner(bundle, threads=1).load_file(tmp_path / "no.onnx_adapter")
         with pytest.raises(LordbaError, match="no adapter file"):
-            OnnxRunner(bundle, threads=1).use_file(tmp_path / "missing.onnx_adapter")
+            OnnxRunner(bundle, threads=1).load_file(tmp_path / "missing.onnx_adapter")
 
     def test_onnx_runtime_would_have_run_an_adapter_of_another_base(self, bundle, tensors, tmp_path):
         """Why we check: the control of this class."""
