@@ -27,7 +27,7 @@ from comparison.cells import Bench, Row  # noqa: E402
 from comparison.fitting import Recipe  # noqa: E402
 from comparison.methods import TIERS, Method, chosen  # noqa: E402
 from comparison.plot import draw  # noqa: E402
-from comparison.report import summary  # noqa: E402
+from comparison.report import markdown, summary  # noqa: E402
 from comparison.subjects import SmolLM2, Sources, Subject, minilm, tiny  # noqa: E402
 
 RECIPES = {
@@ -140,7 +140,8 @@ def main() -> None:
     add("--quick", action="store_true", help="a small random model instead, and two seeds")
     add("--collect", action="store_true", help="compute nothing: table, JSON and plot of the cells that are there")
     add("--json", type=Path, metavar="FILE")
-    add("--plot", type=Path, metavar="FILE", help=".svg or .png")
+    add("--plot", type=Path, metavar="FILE", help=".svg or .png; a second one beside it, FILE-rho")
+    add("--markdown", type=Path, metavar="FILE", help="the tables, for docs/quality.md")
     arguments = parser.parse_args()
     names = arguments.only.split(",") if arguments.only else [name for name in RECIPES if not name.startswith("tiny")]
     if arguments.quick:
@@ -160,6 +161,9 @@ def main() -> None:
     if arguments.json:
         with new_file(arguments.json) as file:
             file.write_text(json.dumps(document(rows), indent=1) + "\n")
+    if arguments.markdown:
+        with new_file(arguments.markdown) as file:
+            file.write_text(markdown(rows))
     if arguments.plot:
         draw(rows, arguments.plot)
 

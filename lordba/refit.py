@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lordba.adapter import SignModule
-from lordba.admm import LowRank, SignFactors, signs
+from lordba.admm import LowRank, SignFactors, relative_error, signs
 from lordba.scales import ScaleCode, decode_scales, encode_scales
 from lordba.signs import pack_signs
 
@@ -32,8 +32,12 @@ def refit(target: LowRank, factors: SignFactors, code: ScaleCode, noise_weight: 
         factors = _refit_scales(target, factors, code)
         factors = _refit_signs(target, factors)
         factors = _refit_signs(target.flipped, factors.flipped).flipped
-    factors = fix_gauge(_refit_scales(target, factors, code))
-    return fix_gauge(_unshrunk(target, factors, code, noise_weight))
+    least = fix_gauge(_refit_scales(target, factors, code))
+    found = fix_gauge(_unshrunk(target, least, code, noise_weight))
+    useful = relative_error(target, found) < 1  # a rank that is far too low leaves little but noise to enlarge
+    for name in SignFactors.__annotations__:
+        getattr(found, name)[~useful] = getattr(least, name)[~useful]
+    return found
 
 
 def store(factors: SignFactors, code: ScaleCode) -> list[SignModule]:

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from torch import Tensor
 from lordba.adapter import Adapter, SignModule
 from lordba.admm import LowRank, cosines, round_factors, to_signs
 from lordba.convert import convert_lora
+from lordba.errors import LordbaError
 from lordba.lora import LoraAdapter, LoraModule
 from lordba.refit import fix_gauge, refit, store
 from lordba.scales import ScaleCode
@@ -46,7 +46,6 @@ _TIERS = (
         Method("rtn1", R, "converted"),
         Method("loraquant", R, "converted"),
         Method("svid", R, "converted", LOG4),
-        Method("admm_ls", R, "converted", LOG4),
     ),
     (Method("admm_qat", R, "trained", LOG4), Method("direct", R, "trained", LOG4)),
     (
@@ -54,6 +53,7 @@ _TIERS = (
         Method("lora", 1, "trained"),
         Method("admm", 8, "converted", LOG4),
         Method("admm", 32, "converted", LOG4),
+        Method("admm_ls", R, "converted", LOG4),
     ),
     (
         Method("lora", 2, "trained"),
@@ -180,7 +180,12 @@ def measure(lora: LoraAdapter, factors: Mapping[str, tuple[Tensor, Tensor]]) -> 
     return {"error": fmean(errors)}
 
 
-def chosen(names: str | None) -> tuple[Any, ...]:
+def chosen(names: str | None) -> tuple[Method, ...]:
     """The methods of these names or keys (with commas), or all."""
-    wanted = names.split(",") if names else None
-    return tuple(m for m in METHODS if wanted is None or m.name in wanted or m.key in wanted)
+    if names is None:
+        return METHODS
+    known = {m.name for m in METHODS} | {m.key for m in METHODS}
+    wanted = names.split(",")
+    if unknown := [name for name in wanted if name not in known]:
+        raise LordbaError(f"--methods {unknown[0]}: no such method; there are {', '.join(m.key for m in METHODS)}")
+    return tuple(m for m in METHODS if m.name in wanted or m.key in wanted)
