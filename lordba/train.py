@@ -27,7 +27,7 @@ EXAMPLES = """examples:
   python -m lordba.train --data plays.txt --output out --init my-lora         a LoRA: converted, then refined
   accelerate launch --multi_gpu --num_processes 8 -m lordba.train --data reviews.jsonl --output out --batch-size 64
 
-data sets, read by the datasets library (pip install datasets):
+data sets, read by Hugging Face's library (pip install 'lordba[data]'):
   reviews.parquet (.arrow, .csv, .tsv, .json), a folder of such files, or one that save_to_disk wrote
   org/name, org/name@validation, org/name:subset, 'org/name:subset@train[:1000]'    from the hub, if no such path exists
   python -m lordba.train --data openai/gsm8k:main --columns question,answer --output out

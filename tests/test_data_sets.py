@@ -119,5 +119,5 @@ def test_mistakes_are_named(stored, tiny_base, tmp_path, monkeypatch):
 def test_without_the_library(tiny_base, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     (tmp_path / "rows.parquet").touch()
-    with pytest.raises(LordbaError, match="pip install datasets"):
+    with pytest.raises(LordbaError, match=r"pip install .lordba.data."):
         read_examples(tmp_path / "rows.parquet", tiny_base.tokenizer, 64)
