@@ -66,7 +66,7 @@ def _load(source: Source) -> Any:
         import datasets
     except ImportError as error:
         raise LordbaError(
-            f"{source.path}: data sets are read by a library that is not installed ({error}): pip install 'lordba[data]'; "
+            f"{source.path}: data sets need a library that cannot be imported ({error}): pip install 'lordba[data]'; "
             "or give a .txt or .jsonl file, which need none"
         ) from error
     datasets.disable_progress_bars()

@@ -1,6 +1,6 @@
 """Two figures: the frontier (what is lost over the bytes), and KL over the error of the update and over rho."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from .report import LABELS, Row, groups, tasks
 matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 STYLE: Any = {
     "svg.fonttype": "none",  # text stays text
@@ -56,7 +58,7 @@ def _frontier(rows: Sequence[Row], path: Path) -> None:
     columns = tasks(rows)
     with matplotlib.rc_context(STYLE):
         figure, axes = pyplot.subplots(
-            2, len(columns), figsize=(3.6 * len(columns) + 1.2, 6.6), layout="constrained", squeeze=False
+            2, len(columns), figsize=(3.6 * len(columns) + 1.2, 6.6), layout="constrained", squeeze=False, sharex="col"
         )
         figure.suptitle(
             "What is kept of a LoRA (r=16), over the adapter's bytes; bars: one standard deviation of seeds"
@@ -66,7 +68,7 @@ def _frontier(rows: Sequence[Row], path: Path) -> None:
                 if method == "base":
                     value = found.mean("value")
                     assert value is not None
-                    below.axhline(value, color="#555555", linestyle=":", linewidth=1)
+                    below.axhline(value, color="#555555", linestyle=":", linewidth=1, label=LABELS["base"])
                 elif method in FRONTIER:
                     label = LABELS[method]
                     if found.mean("kl_to_lora") and method not in ("lora", "direct"):
@@ -74,8 +76,10 @@ def _frontier(rows: Sequence[Row], path: Path) -> None:
                     _point(below, method, found.mean("bytes"), found, "value", label)
             for part, metric in ((above, "kl_to_lora"), (below, "value")):
                 _line(part, [found for method, _, found in groups(rows, model, task) if method == "admm"], metric)
-                part.set_xscale("log")
+            below.set_xscale("log")
+            _ticks(below.xaxis, size_of)
             above.set_yscale("log")
+            _ticks(above.yaxis, "{:g}".format)
             above.set(title=f"{model}\n{task}", ylabel="KL(fp16 LoRA || method), nats")
             metric = next(row["metric"] for row in rows if (row["model"], row["task"]) == (model, task))
             below.set(xlabel="bytes", ylabel=METRICS[metric])
@@ -106,12 +110,25 @@ def _over_error(rows: Sequence[Row], path: Path) -> None:
                         [row["kl_to_lora"] for row in found.rows],
                         marker=marker, color=color, s=26, linewidths=1, label=LABELS[method],
                     )  # fmt: skip
-            above.set_yscale("log")
-            below.set_yscale("log")
+            for part in (above, below):
+                part.set_yscale("log")
+                _ticks(part.yaxis, "{:g}".format)
             above.set(title=f"{model}\n{task}", xlabel="relative error of the update", ylabel="KL, nats")
             below.set(xlabel="rho of the rounded factors, mean", ylabel="KL, nats")
         _legend(figure, axes)
         _save(figure, path)
+
+
+def size_of(nbytes: float) -> str:
+    """Bytes as a tick says them."""
+    return f"{nbytes / 1e6:g} MB" if nbytes >= 1e6 else f"{nbytes / 1e3:g} kB"
+
+
+def _ticks(axis: Axis, text: Callable[[float], str]) -> None:
+    """Ticks at 1, 2 and 5 of every decade, as plain numbers."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
 
 
 def _point(axes: Axes, method: str, x: float | None, found: Any, key: str, label: str) -> None:

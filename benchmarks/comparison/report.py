@@ -54,7 +54,8 @@ class Group:
         mean = self.mean(key)
         if mean is None:
             return ""
-        return f"{factor * mean:.{digits}f} ± {factor * self.spread(key):.{digits}f}"
+        spread = f" ± {factor * self.spread(key):.{digits}f}" if len(self.rows) > 1 else ""
+        return f"{factor * mean:.{digits}f}{spread}"
 
 
 def tasks(rows: Sequence[Row]) -> list[tuple[str, str]]:
