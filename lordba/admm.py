@@ -134,11 +134,11 @@ def _balanced(target: LowRank, rank: int) -> LowRank:
     q_right, r_right = torch.linalg.qr(target.right)
     u, s, vh = torch.linalg.svd(r_left @ r_right.mT, full_matrices=False)
     k = min(rank, s.shape[-1])
-    mix = s[:, :k, None].sqrt() * _cosines(rank, k)
+    mix = s[:, :k, None].sqrt() * cosines(rank, k)
     return LowRank(q_left @ (u[..., :k] @ mix), q_right @ (vh[:, :k].mT @ mix))
 
 
-def _cosines(n: int, rows: int) -> Tensor:
+def cosines(n: int, rows: int) -> Tensor:
     """The first rows of the orthonormal DCT-II matrix of size n: a rotation that spreads every direction evenly."""
     matrix = torch.cos(math.pi / n * torch.arange(rows)[:, None] * (torch.arange(n) + 0.5)) * math.sqrt(2 / n)
     matrix[0] /= math.sqrt(2)

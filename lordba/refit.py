@@ -1,6 +1,6 @@
 """The last steps of a conversion, with the scale code known: gauge, refit of each scale vector, signs, stored form.
 
-Each step lowers (or keeps) the Frobenius error with all else fixed. Everything is float64.
+Each step but the last lowers (or keeps) the Frobenius error with all else fixed. Everything is float64.
 """
 
 from dataclasses import replace
@@ -9,25 +9,35 @@ import torch
 from torch import Tensor
 
 from lordba.adapter import SignModule
-from lordba.admm import LowRank, SignFactors, signs
+from lordba.admm import LowRank, SignFactors, relative_error, signs
 from lordba.scales import ScaleCode, decode_scales, encode_scales
 from lordba.signs import pack_signs
 
 ROUNDS = 2
+# What the error's part outside the update's own row and column spaces counts for at the end: see docs/method.md.
+NOISE_WEIGHT = 0.05
 _TINY = torch.finfo(torch.float64).tiny
 # What log4 may give up at the ends of a vector, as quantiles, so that the levels between lie closer together.
 _LOWEST = (0.0, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15)
 _HIGHEST = (1.0, 0.995, 0.98, 0.95)
 
 
-def refit(target: LowRank, factors: SignFactors, code: ScaleCode) -> SignFactors:
-    """Fit scales that the code can hold, and the signs once more to these scales; in the file's gauge."""
+def refit(target: LowRank, factors: SignFactors, code: ScaleCode, noise_weight: float = NOISE_WEIGHT) -> SignFactors:
+    """Fit scales that the code can hold, and the signs once more to these scales; in the file's gauge.
+
+    noise_weight in (0, 1]: what errors outside the update's row and column spaces count for in the last step.
+    """
     factors = fix_gauge(_refit_scales(target, factors, code=None))
     for _ in range(ROUNDS):
         factors = _refit_scales(target, factors, code)
         factors = _refit_signs(target, factors)
         factors = _refit_signs(target.flipped, factors.flipped).flipped
-    return fix_gauge(_refit_scales(target, factors, code))
+    least = fix_gauge(_refit_scales(target, factors, code))
+    found = fix_gauge(_unshrunk(target, least, code, noise_weight))
+    useful = relative_error(target, found) < 1  # a rank that is far too low leaves little but noise to enlarge
+    for name in SignFactors.__annotations__:
+        getattr(found, name)[~useful] = getattr(least, name)[~useful]
+    return found
 
 
 def store(factors: SignFactors, code: ScaleCode) -> list[SignModule]:
@@ -78,17 +88,51 @@ def _refit_scales(target: LowRank, factors: SignFactors, code: ScaleCode | None)
     return replace(factors, right=factors.right * signs(s_in)[..., None], s_in=_rounded(s_in.abs(), weight, code, None))
 
 
-def _best_mid(target: LowRank, factors: SignFactors) -> tuple[Tensor, Tensor]:
-    """s_mid [m, k] that minimises the error, and the weight of each of its elements."""
+def _unshrunk(target: LowRank, factors: SignFactors, code: ScaleCode, noise_weight: float) -> SignFactors:
+    """s_mid and the size of the whole once more, errors outside the target's row and column spaces counting little.
+
+    Least squares shrinks what it cannot fit: with a relative error e, 1 - e^2 of the update's size is left. Shrinkage
+    adds up over a model's layers, noise outside those spaces averages out.
+    """
+    gram, wanted = _normal_equations(target, factors, noise_weight)
+    s_mid, weight = _solved(gram, wanted, factors.s_mid)
+    factors = replace(
+        factors, left=factors.left * signs(s_mid)[:, None], s_mid=_rounded(s_mid.abs(), weight, code, factors.s_mid)
+    )
+    gram, wanted = _normal_equations(target, factors, noise_weight)
+    overlap = (factors.s_mid * wanted).sum(-1)
+    size = (factors.s_mid * (gram @ factors.s_mid[..., None])[..., 0]).sum(-1)
+    gain = torch.where((overlap > 0) & (size > 0), overlap / size.clamp_min(_TINY), 1.0)
+    return replace(factors, s_in=_stored(factors.s_in * gain[:, None], code))
+
+
+def _normal_equations(target: LowRank, factors: SignFactors, noise_weight: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Gram matrix [m, k, k] and right side [m, k] of least squares for s_mid.
+
+    noise_weight: what errors outside the target's row and column spaces count for.
+    """
     left, right = factors.left * factors.s_out[..., None], factors.right * factors.s_in[..., None]
     gram = (left.mT @ left) * (right.mT @ right)
     wanted = ((left.mT @ target.left) * (right.mT @ target.right)).sum(-1)
+    if noise_weight < 1:
+        left, right = torch.linalg.qr(target.left)[0].mT @ left, torch.linalg.qr(target.right)[0].mT @ right
+        gram = noise_weight * gram + (1 - noise_weight) * (left.mT @ left) * (right.mT @ right)
+    return gram, wanted
+
+
+def _best_mid(target: LowRank, factors: SignFactors) -> tuple[Tensor, Tensor]:
+    """s_mid [m, k] that minimises the error, and the weight of each of its elements."""
+    return _solved(*_normal_equations(target, factors), factors.s_mid)
+
+
+def _solved(gram: Tensor, wanted: Tensor, s_mid: Tensor) -> tuple[Tensor, Tensor]:
+    """The solution near the present s_mid, and the weight of each of its elements."""
     diagonal = gram.diagonal(dim1=-2, dim2=-1)
     # Equal or opposite columns make the Gram matrix singular; a ridge of 1e-9 shares the scale between them.
     ridge = (1e-9 * diagonal.mean(-1)).clamp_min(_TINY)[:, None, None] * torch.eye(gram.shape[-1], dtype=gram.dtype)
     # Correcting the present scales, not solving anew, leaves an exact fit exact in spite of the ridge.
-    change = torch.linalg.solve(gram + ridge, wanted - (gram @ factors.s_mid[..., None])[..., 0])
-    return torch.where(diagonal > 0, factors.s_mid + change, 0.0), diagonal
+    change = torch.linalg.solve(gram + ridge, wanted - (gram @ s_mid[..., None])[..., 0])
+    return torch.where(diagonal > 0, s_mid + change, 0.0), diagonal
 
 
 def _best_rows(target: LowRank, factors: SignFactors) -> tuple[Tensor, Tensor]:
@@ -120,6 +164,11 @@ def _rounded(scales: Tensor, weight: Tensor, code: ScaleCode | None, before: Ten
     if before is not None:
         largest = scales.amax(-1, keepdim=True)
         scales = scales / torch.where(largest > 0, largest, 1.0) * before.amax(-1, keepdim=True)
+    return _stored(scales, code)
+
+
+def _stored(scales: Tensor, code: ScaleCode) -> Tensor:
+    """The scales [m, n] as they come back from a file."""
     return torch.stack([decode_scales(encode_scales(row, code)).double() for row in scales])
 
 

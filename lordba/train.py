@@ -4,11 +4,12 @@ import argparse
 import json
 import math
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from lordba.adapter import Adapter, load_adapter, save_adapter
+from lordba.adapter import WEIGHTS_NAME, Adapter, load_adapter, save_adapter
 from lordba.console import console, progress_bar, quiet_libraries, run_command, table
 from lordba.convert import convert_lora
 from lordba.errors import LordbaError
@@ -26,6 +27,11 @@ EXAMPLES = """examples:
   python -m lordba.train --data plays.txt --output out --init my-lora         a LoRA: converted, then refined
   accelerate launch --multi_gpu --num_processes 8 -m lordba.train --data reviews.jsonl --output out --batch-size 64
 
+data sets, read by Hugging Face's library (pip install 'lordba[data]'):
+  reviews.parquet (.arrow, .csv, .tsv, .json), a folder of such files, or one that save_to_disk wrote
+  org/name, org/name@validation, org/name:subset, 'org/name:subset@train[:1000]'    from the hub, if no such path exists
+  python -m lordba.train --data openai/gsm8k:main --columns question,answer --output out
+
 The same command again resumes after an interruption, from the last checkpoint in OUTPUT/checkpoints.
 OUTPUT/adapter is the packed adapter, for lordba.export and lordba.inspect.
 """
@@ -41,8 +47,9 @@ def parser() -> argparse.ArgumentParser:
     )
     add = result.add_argument
     add("--model", metavar="MODEL", help="folder, .gguf file or hub id (default: SmolLM2-135M-Instruct)")
-    add("--data", type=Path, required=True, metavar="FILE", help=".txt, or .jsonl of text or of prompt and completion")
+    add("--data", required=True, metavar="DATA", help=".txt, .jsonl, or a data set: file, folder or hub id (see below)")
     add("--output", type=Path, required=True, metavar="DIR", help="folder for adapter, checkpoints and report")
+    add("--columns", metavar="NAMES", help="of --data: the text's, or prompt,completion (default: these very names)")
     add("--init", type=Path, metavar="DIR", help="start from this LoRA or LoRDBA adapter")
     add("--rank", type=int, metavar="R", help="rank of the adapter (default: 16, or that of --init)")
     add("--targets", metavar="NAMES", help="layers to adapt, with commas (default: all-linear, or those of --init)")
@@ -63,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0)
     run = result.add_argument_group("held-out text and checkpoints")
     add = run.add_argument
-    add("--eval-data", type=Path, metavar="FILE", help="held-out text (default: a part of --data)")
+    add("--eval-data", metavar="DATA", help="held-out text, as --data (default: a part of --data)")
     add("--eval-fraction", type=float, default=0.05, metavar="F", help="that part (default: 0.05)")
     add("--eval-every", type=int, default=100, metavar="N", help="steps (default: 100)")
     add("--save-every", type=int, default=50, metavar="N", help="steps between checkpoints (default: 50)")
@@ -86,25 +93,32 @@ def check(options: argparse.Namespace) -> None:
             raise LordbaError(f"--{name.replace('_', '-')} must be at least 1, found {value}")
     if given and options.targets is not None:
         raise LordbaError("--targets has no meaning with --init, which says what it adapts")
+    if options.columns is not None and not 1 <= len(options.columns.split(",")) <= 2:
+        raise LordbaError(f"--columns names one column (text) or two (prompt,completion), found {options.columns!r}")
     if options.max_length < 2 or not 0 <= options.eval_fraction < 1 or not options.lr > 0:
         raise LordbaError("--max-length must be at least 2, --eval-fraction in [0, 1), --lr more than 0")
     if not (options.output / "checkpoints").is_dir():
         check_new_folder(options.output, replaceable_if=REPORT_NAME)
 
 
-def describe(options: argparse.Namespace, base: BaseModel) -> dict[str, Any]:
-    """All that decides the result: a run resumes only where this is the same."""
+def read(options: argparse.Namespace, source: str | None, tokenizer: Any) -> list[Any]:
+    """The examples of --data or --eval-data; none of None."""
+    from lordba.train_data import read_examples
+
+    columns = options.columns and tuple(options.columns.split(","))
+    return [] if source is None else read_examples(source, tokenizer, options.max_length, columns)
+
+
+def describe(options: argparse.Namespace, base: BaseModel, **data: Sequence[Any] | None) -> dict[str, Any]:
+    """All that decides the result: a run resumes only where this is the same. `data`: lists of examples by name."""
+    from lordba.train_data import digest
+
     decisive = (
         "rank", "targets", "steps", "batch_size", "max_length", "lr", "warmup", "optimizer", "latents", "dtype",
         "base_quant", "seed", "eval_fraction",
     )  # fmt: skip
-    files = {"data": options.data, "eval_data": options.eval_data}
-    if options.init is not None:
-        files["init"] = find_adapter(options.init) / "adapter_model.safetensors"
-    for path in files.values():
-        if path is not None and not path.is_file():
-            raise LordbaError(f"{path}: no such file")
-    hashes = {name: path and sha256_of(path) for name, path in files.items()}
+    hashes = {name: examples and digest(examples) for name, examples in data.items()}
+    hashes["init"] = options.init and sha256_of(find_adapter(options.init) / WEIGHTS_NAME)
     return {"base": fingerprint(base.model), **{name: getattr(options, name) for name in decisive}, **hashes}
 
 
@@ -171,16 +185,14 @@ def main() -> None:
     import torch
     from accelerate import Accelerator
 
-    from lordba.train_data import read_examples, split
+    from lordba.train_data import split
     from lordba.training import Plan, Trainer
 
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     base = load_base(options.model)
-    description = describe(options, base)
-    training, held_out = read_examples(options.data, base.tokenizer, options.max_length), []
-    if options.eval_data is not None:
-        held_out = read_examples(options.eval_data, base.tokenizer, options.max_length)
-    else:
+    training, held_out = (read(options, source, base.tokenizer) for source in (options.data, options.eval_data))
+    description = describe(options, base, data=training, eval_data=held_out or None)
+    if options.eval_data is None:
         training, held_out = split(training, options.eval_fraction, options.seed)
     checkpoints = options.output / "checkpoints"
     if options.restart and accelerator.is_main_process:

