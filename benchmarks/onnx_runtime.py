@@ -29,6 +29,7 @@ from lordba.backends.onnxruntime import library
 from lordba.bundle import Bundle, read_bundle
 from lordba.console import console, table
 from lordba.export.bundle import shipped_adapters
+from lordba.export.onnx.op import DOMAIN
 from lordba.onnx_adapter import write_onnx_adapter
 
 PAST = 128
@@ -43,21 +44,22 @@ def without_nodes(bundle: Bundle, lora: Adapter | None) -> Path:
     graph = model.graph
     kept, renamed = [], {}
     for node in graph.node:
-        if node.op_type != "SignAdapter":
+        if node.domain != DOMAIN:
             kept.append(node)
             continue
-        x, base, path, (y,) = node.input[0], node.input[1], node.name, node.output
-        if lora is None:
-            renamed[y] = base
-            continue
-        module = lora.modules[path]
-        for name, shape, free in (("a", [module.d_in, 1], 1), ("b", [1, module.d_out], 0)):
-            graph.initializer.append(numpy_helper.from_array(np.zeros(shape, np.float32), f"{path}.{name}"))
-            dims = [None if i == free else size for i, size in enumerate(shape)]
-            graph.input.append(helper.make_tensor_value_info(f"{path}.{name}", onnx.TensorProto.FLOAT, dims))
-        kept.append(helper.make_node("MatMul", [x, f"{path}.a"], [f"{path}.h"]))
-        kept.append(helper.make_node("MatMul", [f"{path}.h", f"{path}.b"], [f"{path}.d"]))
-        kept.append(helper.make_node("Add", [base, f"{path}.d"], [y]))
+        x, *modules = node.input  # base, signs, scales of each
+        for path, base, y in zip(node.name.split(","), modules[::3], node.output, strict=True):
+            if lora is None:
+                renamed[y] = base
+                continue
+            module = lora.modules[path]
+            for name, shape, free in (("a", [module.d_in, 1], 1), ("b", [1, module.d_out], 0)):
+                graph.initializer.append(numpy_helper.from_array(np.zeros(shape, np.float32), f"{path}.{name}"))
+                dims = [None if i == free else size for i, size in enumerate(shape)]
+                graph.input.append(helper.make_tensor_value_info(f"{path}.{name}", onnx.TensorProto.FLOAT, dims))
+            kept.append(helper.make_node("MatMul", [x, f"{path}.a"], [f"{path}.h"]))
+            kept.append(helper.make_node("MatMul", [f"{path}.h", f"{path}.b"], [f"{path}.d"]))
+            kept.append(helper.make_node("Add", [base, f"{path}.d"], [y]))
     for node in kept:
         for i, name in enumerate(node.input):
             node.input[i] = renamed.get(name, name)

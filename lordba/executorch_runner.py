@@ -1,5 +1,6 @@
 """ExecuTorch programs: load, swap the adapter, run."""
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lordba.adapter import Adapter
+from lordba.blob import MAGIC
 from lordba.bundle import Bundle
 from lordba.errors import LordbaError
 from lordba.install import write_blob
@@ -30,29 +32,63 @@ class Program:
         return self._method.execute(inputs)
 
 
+class _DataFile:
+    """A program's data file, a private and unnamed one that ExecuTorch maps: what is written is what the program reads.
+
+    So an adapter changes without loading the program, and packing its base, again.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the program that maps it)
+        self.path = Path(f"/dev/fd/{self._file.fileno()}")
+        self.head = _head(data)
+        self.size = len(data)
+        self.write(data)
+
+    def takes(self, data: bytes) -> bool:
+        """Whether these bytes may replace the others: a program reads all but the blob only when it is loaded."""
+        return len(data) == self.size and _head(data) == self.head
+
+    def write(self, data: bytes) -> None:
+        self._file.seek(0)
+        self._file.write(data)
+        self._file.flush()
+
+
+def _head(data: bytes) -> bytes:
+    """What precedes the adapter in a data file: its key, its type, its size."""
+    return data[: data.find(MAGIC)]
+
+
 class ExecuTorchRunner:
-    """See session.Runner. In ptd mode a swap loads the program again with another data file; in input mode it is a
-    new argument."""
+    """See session.Runner. A swap writes other bytes into the program's data file (ptd mode) or is a new argument (input
+    mode)."""
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
         self.longest = bundle.manifest.max_seq_len - 1  # the program's longest input
         _check_operators(bundle)
         self._program: Program | None = None
+        self._data: _DataFile | None = None
         self._blob: Tensor | None = None
 
-    def load(self, adapter: str | None) -> Path | Tensor | None:
+    def load(self, adapter: str | None) -> bytes | Tensor | None:
         file = self.bundle.adapter_file(adapter)
-        if file is None or self.bundle.manifest.adapter_mode != "input":
-            return file
+        if file is None:
+            return None
+        if self.bundle.manifest.adapter_mode != "input":
+            return file.read_bytes()
         return torch.from_numpy(np.fromfile(file, dtype=np.uint8))
 
-    def use(self, loaded: Path | Tensor | None) -> None:
-        if isinstance(loaded, Tensor):
+    def use(self, loaded: bytes | Tensor | None) -> None:
+        if not isinstance(loaded, bytes):
             self._blob = loaded
             self._program = self._program or Program(self.bundle.program)
+        elif self._data and self._data.takes(loaded):
+            self._data.write(loaded)
         else:
-            self._program = Program(self.bundle.program, loaded)
+            data = _DataFile(loaded)
+            self._program, self._data = Program(self.bundle.program, data.path), data
 
     def write(self, adapter: Adapter, path: Path) -> None:
         write_blob(self.bundle, adapter, path)

@@ -461,8 +461,33 @@ static int check_bad_calls(const lordba_kernels* kernels) {
   return failures;
 }
 
+/* Against the C library's own pow, over ranges of every size that fp16 has. */
+static int check_meaning(void) {
+  int failures = 0;
+  float meaning[16];
+  for (uint32_t lo = 1; lo < 0x7c00; lo += 37) {
+    for (uint32_t hi = lo; hi < 0x7c00; hi += 301) {
+      const uint16_t range[2] = {(uint16_t)lo, (uint16_t)hi};
+      const double from = get(range, 0, LORDBA_F16), to = get(range, 1, LORDBA_F16);
+      EXPECT(lordba_scale_meaning(LORDBA_LOG4, (const uint8_t*)range, meaning) && meaning[0] == 0);
+      EXPECT(meaning[1] == from && meaning[15] == to);
+      for (int c = 2; c < 15; ++c) {
+        const double level = from * pow(to / from, (c - 1) / 14.0);
+        EXPECT(fabs(meaning[c] - level) <= 1e-7 * level);
+      }
+      EXPECT(lordba_scale_meaning(LORDBA_INT8, (const uint8_t*)range, meaning));
+      EXPECT(meaning[0] == from && meaning[1] == (float)((to - from) / 254));
+    }
+  }
+  const uint16_t bad[][2] = {{0, 1}, {2, 1}, {0x8001, 1}, {1, 0x7c00}, {1, 0x7e00}, {0x7e00, 0x7e00}};
+  for (size_t i = 0; i < sizeof bad / sizeof *bad; ++i) {
+    EXPECT(!lordba_scale_meaning(LORDBA_LOG4, (const uint8_t*)bad[i], meaning));
+  }
+  return failures;
+}
+
 static int calls(const lordba_kernels* kernels) {
-  int failures = check_bad_calls(kernels);
+  int failures = check_bad_calls(kernels) + check_meaning();
   const size_t tokens[] = {1, 3, 8, 40};
   for (int t = 0; t < 4; ++t) {
     failures += check_modules(kernels, tokens[t]);

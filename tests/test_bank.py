@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import random_adapter, random_module, some_tokens, tiny_model
 
-from lordba import Adapter, AdapterBank, LordbaError
+from lordba import Adapter, AdapterBank, LordbaError, executorch_runner
 from lordba import bundle as bundle_module
 from lordba.bundle import MANIFEST_NAME, Bundle, read_bundle
 from lordba.session import Session
@@ -289,3 +289,22 @@ def test_in_executorch(tiny_bundle, north_south, tmp_path, mode):
         bank.install("high", high)
         once(bank, "high")
     assert read_bundle(tmp_path / "bundle") == bank.bundle
+
+
+def test_a_data_file_is_swapped_under_the_loaded_program(tiny_bundle, monkeypatch):
+    """Where more than the adapter differs, ExecuTorch loads anew and judges it."""
+    bundle = tiny_bundle("none", "ptd")
+    loads = []
+    program = executorch_runner.Program
+    monkeypatch.setattr(executorch_runner, "Program", lambda *files: loads.append(files) or program(*files))
+    runner = executorch_runner.ExecuTorchRunner(bundle)
+    seen = {}
+    for name in ("north", "south", None, "north"):
+        runner.use(runner.load(name))
+        logits = runner.run(TOKENS, 0)
+        assert np.array_equal(seen.setdefault(name, logits), logits)
+    assert len(loads) == 1 and len({logits.tobytes() for logits in seen.values()}) == 3
+    with pytest.raises(RuntimeError):
+        runner.use(runner.load("south").replace(b"slot.blob", b"slot.blub"))
+    assert len(loads) == 2
+    assert np.array_equal(runner.run(TOKENS, 0), seen["north"])

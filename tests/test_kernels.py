@@ -14,6 +14,7 @@ FLAGS = {
     "blob.c": [],
     "dispatch.c": [],
     "kernels.c": [],
+    "meaning.c": [],
     "prepare.c": [],
     "rank_lanes.c": [],
     "scalar.c": [],

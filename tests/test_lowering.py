@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from conftest import MAX_SEQ_LEN, random_adapter, some_tokens, tiny_model, transformers_logits
+from executorch.exir._serialize._program import deserialize_pte_binary
 from torch import Tensor
 
 from lordba.adapter import Adapter
@@ -154,6 +155,19 @@ def test_other_families(family):
         for i, token in enumerate(TOKENS[:32]):
             found = program.execute([torch.tensor([[token]]), torch.tensor([i]), bits])[0].flatten()
             assert error(found, expected[i]) <= TOLERANCE
+
+
+def test_adapters_are_added_in_place(tiny_bundle):
+    """But for the first residual, the embedding: the norm reads that too, and in another delegate call."""
+    plan = deserialize_pte_binary(tiny_bundle("none", "input").program.read_bytes()).program.execution_plan[0]
+    ours = {i for i, op in enumerate(plan.operators) if (op.name, op.overload) == lowering.OP}
+    calls = [instruction.instr_args for chain in plan.chains for instruction in chain.instructions]
+    places = [
+        [plan.values[value].val.allocation_info for value in (call.args[lowering.BASE_ARGUMENT], call.args[-1])]
+        for call in calls
+        if getattr(call, "op_index", None) in ours
+    ]
+    assert [base == out for base, out in places] == [True, False, *[True] * 6]
 
 
 def stock_partitioner():

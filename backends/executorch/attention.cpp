@@ -2,7 +2,6 @@
 // only in a library that needs torch. Never linked into what Python loads, for registering an op twice aborts.
 #include <executorch/extension/kernel_util/make_boxed_from_unboxed_functor.h>
 #include <executorch/runtime/kernel/kernel_includes.h>
-#include <executorch/runtime/kernel/thread_parallel_interface.h>
 
 #include <algorithm>
 #include <cmath>
@@ -10,6 +9,7 @@
 #include <limits>
 #include <optional>
 
+#include "share_out.h"
 #include "vector_math.h"
 
 namespace {
@@ -231,11 +231,7 @@ Tensor& custom_sdpa_out(KernelRuntimeContext& ctx, const Tensor& query, const Te
       attend_block(attention, piece / blocks, block * kBlock);
     }
   };
-  if (tokens * heads * dim * (start_pos + tokens) < kWorthSplitting) {
-    run(0, kv_heads * blocks);
-  } else {
-    executorch::extension::parallel_for(0, kv_heads * blocks, 1, run);
-  }
+  lordba::share_out(kv_heads * blocks, tokens * heads * dim * (start_pos + tokens), kWorthSplitting, run);
   return out;
 }
 

@@ -1,9 +1,10 @@
 // lordba::rope_heads for ExecuTorch: takes heads out of a packed row and rotates them, in one pass.
 #include <executorch/extension/kernel_util/make_boxed_from_unboxed_functor.h>
 #include <executorch/runtime/kernel/kernel_includes.h>
-#include <executorch/runtime/kernel/thread_parallel_interface.h>
 
 #include <algorithm>
+
+#include "share_out.h"
 
 namespace {
 
@@ -57,11 +58,7 @@ Tensor& rope_heads_out(KernelRuntimeContext& ctx, const Tensor& x, const Tensor&
       if (!rotate) std::copy_n(from + t * width, row, to + t * row);
     }
   };
-  if (tokens * row < kWorthSplitting) {
-    run(0, tokens);
-  } else {
-    executorch::extension::parallel_for(0, tokens, std::max<int64_t>(1, kWorthSplitting / 4 / row), run);
-  }
+  lordba::share_out(tokens, tokens * row, kWorthSplitting, run);
   return out;
 }
 

@@ -3,14 +3,12 @@
 #include <executorch/runtime/kernel/kernel_includes.h>
 #include <executorch/runtime/kernel/thread_parallel_interface.h>
 
-#include <cmath>
 #include <cstddef>
 #include <cstdlib>
 #include <memory>
 #include <new>
 #include <optional>
 #include <string_view>
-#include <vector>
 
 #include "lordba_kernels.h"
 
@@ -22,6 +20,8 @@ using executorch::aten::Tensor;
 using executorch::runtime::Error;
 using executorch::runtime::KernelRuntimeContext;
 using IntList = executorch::aten::ArrayRef<int64_t>;
+
+constexpr size_t kMostModules = 8;  // of one op: layers that share x
 
 const lordba_kernels* kernels() {
   static const lordba_kernels* const selected = lordba_select(std::getenv("LORDBA_ISA"));
@@ -75,7 +75,7 @@ bool is_dense(const Tensor& tensor, ScalarType type) {
 }
 
 // Shapes out, checks base, runs. x has `leading` dimensions before its channels.
-Tensor& apply(KernelRuntimeContext& ctx, const Tensor& x, int64_t leading, const std::vector<lordba_module>& modules,
+Tensor& apply(KernelRuntimeContext& ctx, const Tensor& x, int64_t leading, const lordba_module* modules, size_t count,
               const std::optional<Tensor>& base, Tensor& out) {
   ET_KERNEL_CHECK_MSG(ctx, kernels() != nullptr, InvalidState, out,
                       "LORDBA_ISA names an instruction set that this CPU or build lacks");
@@ -85,7 +85,7 @@ Tensor& apply(KernelRuntimeContext& ctx, const Tensor& x, int64_t leading, const
     sizes[i] = x.size(i);
     tokens *= static_cast<size_t>(x.size(i));
   }
-  for (const lordba_module& module : modules) width += module.d_out;
+  for (size_t i = 0; i < count; ++i) width += modules[i].d_out;
   ET_KERNEL_CHECK(ctx, width <= INT32_MAX, InvalidArgument, out);
   sizes[leading] = static_cast<SizesType>(width);
   const size_t dims = static_cast<size_t>(leading) + 1;
@@ -100,8 +100,8 @@ Tensor& apply(KernelRuntimeContext& ctx, const Tensor& x, int64_t leading, const
                         "base must have the shape of the output");
   }
   lordba_call call{};
-  call.modules = modules.data();
-  call.count = modules.size();
+  call.modules = modules;
+  call.count = count;
   call.dtype = *dtype;
   call.tokens = tokens;
   call.x = x.const_data_ptr();
@@ -120,13 +120,15 @@ Tensor& apply(KernelRuntimeContext& ctx, const Tensor& x, int64_t leading, const
 
 Tensor& sign_adapter_blob_out(KernelRuntimeContext& ctx, const Tensor& x, const Tensor& blob, int64_t first,
                               int64_t d_in, IntList d_outs, const std::optional<Tensor>& base, Tensor& out) {
-  ET_KERNEL_CHECK(ctx, is_dense(blob, ScalarType::Byte) && !d_outs.empty(), InvalidArgument, out);
+  ET_KERNEL_CHECK(ctx, is_dense(blob, ScalarType::Byte), InvalidArgument, out);
+  ET_KERNEL_CHECK_MSG(ctx, !d_outs.empty() && d_outs.size() <= kMostModules, InvalidArgument, out,
+                      "an op takes 1 to %zu modules, not %zu", kMostModules, d_outs.size());
   ET_KERNEL_CHECK(ctx, x.dim() >= 1 && d_in > 0 && d_in <= INT32_MAX && first >= 0, InvalidArgument, out);
   int64_t leading = x.dim() - 1, channels = x.size(leading);
   if (channels != d_in && leading > 0) channels *= x.size(--leading);
   ET_KERNEL_CHECK_MSG(ctx, channels == d_in, InvalidArgument, out, "x does not have the layer's %lld channels",
                       static_cast<long long>(d_in));
-  std::vector<lordba_module> modules(d_outs.size());
+  lordba_module modules[kMostModules];
   for (size_t i = 0; i < d_outs.size(); ++i) {
     lordba_module& module = modules[i];
     const auto status = lordba_blob_module(blob.const_data_ptr<uint8_t>(), blob.numel(), first + i, &module);
@@ -140,7 +142,7 @@ Tensor& sign_adapter_blob_out(KernelRuntimeContext& ctx, const Tensor& x, const 
     module.d_in = static_cast<uint32_t>(d_in);
     module.d_out = static_cast<uint32_t>(d_outs[i]);
   }
-  return apply(ctx, x, leading, modules, base, out);
+  return apply(ctx, x, leading, modules, d_outs.size(), base, out);
 }
 
 std::optional<lordba_scale_code> scale_code_of(std::string_view name) {
@@ -149,19 +151,6 @@ std::optional<lordba_scale_code> scale_code_of(std::string_view name) {
   if (name == "int8") return LORDBA_INT8;
   if (name == "log4") return LORDBA_LOG4;
   return std::nullopt;
-}
-
-// What a vector's codes mean, in the form the kernels read: log4's 16 levels, or int8's lo and step.
-void fill_meaning(lordba_scale_code code, double lo, double hi, float meaning[16]) {
-  if (code == LORDBA_INT8) {
-    meaning[0] = static_cast<float>(lo);
-    meaning[1] = static_cast<float>((hi - lo) / 254);
-    return;
-  }
-  const double ratio = std::pow(hi / lo, 1.0 / 14);
-  double level = lo;
-  meaning[0] = 0.0f;
-  for (int i = 1; i < 16; ++i, level *= ratio) meaning[i] = static_cast<float>(level);
 }
 
 Tensor& sign_adapter_out(KernelRuntimeContext& ctx, const Tensor& x, const Tensor& a_signs, const Tensor& b_signs,
@@ -190,23 +179,23 @@ Tensor& sign_adapter_out(KernelRuntimeContext& ctx, const Tensor& x, const Tenso
     ET_KERNEL_CHECK(ctx, is_dense(*vectors[i], stored) && vectors[i]->dim() == 1 && vectors[i]->numel() == expected,
                     InvalidArgument, out);
     if (coded) {
-      const auto* range = s_ranges->const_data_ptr<executorch::aten::Half>() + 2 * i;
-      fill_meaning(*code, static_cast<float>(range[0]), static_cast<float>(range[1]), meaning[i]);
+      const auto* range = static_cast<const uint8_t*>(s_ranges->const_data_ptr()) + 4 * i;
+      ET_KERNEL_CHECK_MSG(ctx, lordba_scale_meaning(*code, range, meaning[i]), InvalidArgument, out,
+                          "s_ranges must be 0 < lo <= hi and finite");
     }
     scales[i] = {*code, reinterpret_cast<const uint8_t*>(meaning[i]),
                  static_cast<const uint8_t*>(vectors[i]->const_data_ptr())};
   }
-  std::vector<lordba_module> modules(1);
-  modules[0] = {static_cast<uint32_t>(r),
-                static_cast<uint32_t>(d_in),
-                static_cast<uint32_t>(d_out),
-                a_signs.const_data_ptr<uint8_t>(),
-                b_signs.const_data_ptr<uint8_t>(),
-                nullptr,
-                scales[0],
-                scales[1],
-                scales[2]};
-  return apply(ctx, x, x.dim() - 1, modules, std::nullopt, out);
+  const lordba_module module = {static_cast<uint32_t>(r),
+                                static_cast<uint32_t>(d_in),
+                                static_cast<uint32_t>(d_out),
+                                a_signs.const_data_ptr<uint8_t>(),
+                                b_signs.const_data_ptr<uint8_t>(),
+                                nullptr,
+                                scales[0],
+                                scales[1],
+                                scales[2]};
+  return apply(ctx, x, x.dim() - 1, &module, 1, std::nullopt, out);
 }
 
 }  // namespace

@@ -1,11 +1,8 @@
 // lordba::swiglu for ExecuTorch: silu(gate) * up from one packed row [gate | up], in one pass.
 #include <executorch/extension/kernel_util/make_boxed_from_unboxed_functor.h>
 #include <executorch/runtime/kernel/kernel_includes.h>
-#include <executorch/runtime/kernel/thread_parallel_interface.h>
 
-#include <algorithm>
-#include <cstdint>
-
+#include "share_out.h"
 #include "vector_math.h"
 
 namespace {
@@ -45,11 +42,7 @@ Tensor& swiglu_out(KernelRuntimeContext& ctx, const Tensor& gate_up, Tensor& out
       swiglu_row(from + 2 * t * width, from + (2 * t + 1) * width, width, to + t * width);
     }
   };
-  if (rows * width < kWorthSplitting) {
-    run(0, rows);
-  } else {
-    executorch::extension::parallel_for(0, rows, std::max<int64_t>(1, kWorthSplitting / 4 / width), run);
-  }
+  lordba::share_out(rows, rows * width, kWorthSplitting, run);
   return out;
 }
 

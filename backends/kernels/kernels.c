@@ -36,9 +36,14 @@ static totals totals_of(const lordba_call* call, const lordba_plan* plan) {
 bool lordba_is_zero(const lordba_module* module) {
   if (module->r == 0) return true;
   /* In every scale code, only bytes of zero mean a scale of zero. */
+  const uint8_t* const values = module->s_out.values;
   const size_t bytes = lordba_value_bytes(module->s_out.code, module->d_out);
-  for (size_t i = 0; i < bytes; ++i) {
-    if (module->s_out.values[i] != 0) return false;
+  size_t i = 0;
+  for (; i + 4 <= bytes; i += 4) {
+    if (lordba_load_u32(values + i) != 0) return false;
+  }
+  for (; i < bytes; ++i) {
+    if (values[i] != 0) return false;
   }
   return true;
 }

@@ -92,6 +92,10 @@ lordba_status lordba_blob_module(const void* blob, size_t size, uint64_t index, 
 /* Bytes of n scales as stored, the meaning of their codes included. */
 uint64_t lordba_scale_bytes(lordba_scale_code code, uint64_t n);
 
+/* What the codes of an int8 or log4 vector mean, as lordba_scales wants it, from its stored range: lo and hi in fp16.
+ * False unless 0 < lo <= hi and both are finite. */
+bool lordba_scale_meaning(lordba_scale_code code, const uint8_t range[4], float meaning[16]);
+
 /* The fastest kernels for this CPU, or those named ("scalar", "avx2", "avx512", "neon", "i8mm"); NULL if this CPU
  * lacks them. Callers pass the value of the environment variable LORDBA_ISA. */
 const lordba_kernels* lordba_select(const char* isa);

@@ -1,24 +1,26 @@
 /*
  * ai.lordba::SignAdapter for ONNX Runtime: y = base + s_out * (B (s_mid * (A (s_in * x)))), over backends/kernels.
+ * SignAdapter2 and SignAdapter3 are two and three of them that share x: one node instead of as many.
  *
- * Inputs: x [..., d_in], base [..., d_out], signs [n]: A [r, ceil(d_in/8)] and B [d_out, ceil(r/8)]; scales [n]: s_in,
- * s_mid and s_out as stored, and before codes (int8, log4) their ranges, lo and hi of each vector in fp16. The rank
- * follows from the length of the scales; log4 tells even ranks only. Sizes are checked at every call, for an adapter is
- * another input each time. A call keeps no state, so that one session may run on several threads.
+ * Inputs: x [..., d_in], and for each base [..., d_out], signs [n]: A [r, ceil(d_in/8)] and B [d_out, ceil(r/8)];
+ * scales [n]: s_in, s_mid and s_out as stored, and before codes (int8, log4) their ranges, lo and hi of each vector in
+ * fp16. The rank follows from the length of the scales; log4 tells even ranks only. Sizes are checked at every call,
+ * for an adapter is another input each time. A call keeps no state, so that one session may run on several threads.
  */
 #include "sign_adapter.h"
 
-#include <math.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
 enum { X, BASE, SIGNS, SCALES, INPUTS };
+enum { OF_ONE = INPUTS - BASE }; /* inputs of each module, from BASE on */
 enum { MOST_DIMENSIONS = 8, STACK_BYTES = 16384, LOG4_CODES = 16, RANGE_BYTES = 12, MOST_THREADS = 64 };
 
 typedef struct {
   const OrtApi* api;
+  size_t modules;
   lordba_dtype dtype;
   lordba_scale_code code;
   bool tells_sizes;
@@ -120,33 +122,6 @@ static const char* mismatch(const Tensor* in, lordba_scale_code code, size_t tok
   return NULL;
 }
 
-static double from_half(uint16_t half) {
-  const int exponent = (half >> 10) & 31;
-  const double fraction = half & 1023;
-  const double size = exponent == 0 ? ldexp(fraction, -24) : ldexp(1024 + fraction, exponent - 25);
-  return half >> 15 ? -size : size;
-}
-
-/* What the codes of one vector mean, from its lo and hi in fp16; false unless 0 < lo <= hi and finite. */
-static bool decode_range(lordba_scale_code code, const uint8_t* bytes, float* meaning) {
-  enum { INFINITE = 31 << 10 };
-  uint16_t range[2];
-  memcpy(range, bytes, sizeof range);
-  const double lo = from_half(range[0]), hi = from_half(range[1]);
-  if (!(0 < lo && lo <= hi) || (range[1] & INFINITE) == INFINITE) return false;
-  if (code == LORDBA_INT8) {
-    meaning[0] = (float)lo;
-    meaning[1] = (float)((hi - lo) / 254);
-    return true;
-  }
-  const double growth = pow(hi / lo, 1.0 / 14);
-  double level = lo;
-  meaning[0] = 0;
-  for (int i = 1; i < LOG4_CODES; ++i, level *= growth) meaning[i] = (float)level;
-  meaning[LOG4_CODES - 1] = (float)hi;
-  return true;
-}
-
 typedef struct {
   const lordba_kernels* kernels;
   const lordba_call* call;
@@ -203,21 +178,18 @@ static void point(lordba_module* module, const Tensor* in, lordba_scale_code cod
   module->s_out = (lordba_scales){code, NULL, stored + stored_bytes(code, module->r)};
 }
 
-static OrtStatus* ORT_CALL compute(void* state, OrtKernelContext* context) {
-  const Kernel* kernel = state;
+/* Module `index` of the node; its in[X] is there already. */
+static OrtStatus* compute_module(const Kernel* kernel, OrtKernelContext* context, size_t index, Tensor* in) {
   const OrtApi* api = kernel->api;
-  atomic_fetch_add_explicit(&calls, 1, memory_order_relaxed);
-  const size_t float_bytes = kernel->dtype == LORDBA_F32 ? 4 : 2;
-  Tensor in[INPUTS];
+  const size_t float_bytes = kernel->dtype == LORDBA_F32 ? 4 : 2, at = OF_ONE * index;
   Shape shape;
-  OrtStatus* status = look_at(kernel, context, X, float_bytes, &in[X], NULL);
-  if (!status) status = look_at(kernel, context, BASE, float_bytes, &in[BASE], &shape);
-  if (!status) status = look_at(kernel, context, SIGNS, 1, &in[SIGNS], NULL);
-  if (!status) status = look_at(kernel, context, SCALES, element_bytes(kernel->code), &in[SCALES], NULL);
+  OrtStatus* status = look_at(kernel, context, at + BASE, float_bytes, &in[BASE], &shape);
+  if (!status) status = look_at(kernel, context, at + SIGNS, 1, &in[SIGNS], NULL);
+  if (!status) status = look_at(kernel, context, at + SCALES, element_bytes(kernel->code), &in[SCALES], NULL);
   if (status) return status;
 
   OrtValue* output = NULL;
-  status = ORT_CALLABLE(api, OrtOutput, ORT_OUTPUT)(context, 0, shape.dims, shape.rank, &output);
+  status = ORT_CALLABLE(api, OrtOutput, ORT_OUTPUT)(context, index, shape.dims, shape.rank, &output);
   void* y = NULL;
   if (!status) status = ORT_CALLABLE(api, OrtTensorData, ORT_TENSOR_DATA)(output, &y);
   if (status) return status;
@@ -237,7 +209,7 @@ static OrtStatus* ORT_CALL compute(void* state, OrtKernelContext* context) {
   float meaning[3][LOG4_CODES];
   lordba_scales* const scales[3] = {&module.s_in, &module.s_mid, &module.s_out};
   for (int i = 0; is_coded(kernel->code) && i < 3; ++i) {
-    if (!decode_range(kernel->code, (const uint8_t*)in[SCALES].data + RANGE_BYTES / 3 * i, meaning[i])) {
+    if (!lordba_scale_meaning(kernel->code, (const uint8_t*)in[SCALES].data + RANGE_BYTES / 3 * i, meaning[i])) {
       return invalid(api, "SignAdapter: the ranges in scales must be 0 < lo <= hi and finite");
     }
     scales[i]->meaning = (const uint8_t*)meaning[i];
@@ -257,6 +229,15 @@ static OrtStatus* ORT_CALL compute(void* state, OrtKernelContext* context) {
   return run(api, context, &call);
 }
 
+static OrtStatus* ORT_CALL compute(void* state, OrtKernelContext* context) {
+  const Kernel* kernel = state;
+  atomic_fetch_add_explicit(&calls, kernel->modules, memory_order_relaxed);
+  Tensor in[INPUTS];
+  OrtStatus* status = look_at(kernel, context, X, kernel->dtype == LORDBA_F32 ? 4 : 2, &in[X], NULL);
+  for (size_t i = 0; !status && i < kernel->modules; ++i) status = compute_module(kernel, context, i, in);
+  return status;
+}
+
 static OrtStatus* ORT_CALL create_kernel(const OrtCustomOp* op, const OrtApi* api, const OrtKernelInfo* info,
                                          void** state) {
   const SignAdapterOp* self = (const SignAdapterOp*)op;
@@ -271,7 +252,7 @@ static OrtStatus* ORT_CALL create_kernel(const OrtCustomOp* op, const OrtApi* ap
     if (types[code] != self->scales) return invalid(api, "SignAdapter: the scales' type does not fit scale_code");
     Kernel* kernel = malloc(sizeof *kernel);
     if (kernel == NULL) return failure(api, ORT_FAIL, "SignAdapter: out of memory");
-    *kernel = (Kernel){api, self->dtype, (lordba_scale_code)code, self->tells_sizes};
+    *kernel = (Kernel){api, self->modules, self->dtype, (lordba_scale_code)code, self->tells_sizes};
     *state = kernel;
     return NULL;
   }
@@ -280,12 +261,11 @@ static OrtStatus* ORT_CALL create_kernel(const OrtCustomOp* op, const OrtApi* ap
 
 static void ORT_CALL destroy_kernel(void* kernel) { free(kernel); }
 
-/* y has base's type and shape. */
-static OrtStatus* ORT_CALL infer(const OrtCustomOp* op, OrtShapeContext* context) {
-  const OrtApi* api = ((const SignAdapterOp*)op)->api;
+/* Output `index` has its base's type and shape. */
+static OrtStatus* infer_output(const OrtApi* api, OrtShapeContext* context, size_t index) {
   OrtShape* shape = NULL;
   size_t rank = 0;
-  OrtStatus* status = ORT_CALLABLE(api, OrtInferenceInput, ORT_INFERENCE_INPUT)(context, BASE, &shape);
+  OrtStatus* status = ORT_CALLABLE(api, OrtInferenceInput, ORT_INFERENCE_INPUT)(context, OF_ONE * index + BASE, &shape);
   if (!status) status = ORT_CALLABLE(api, OrtDimensionsCount, ORT_DIMENSIONS_COUNT)(shape, &rank);
   int64_t dims[MOST_DIMENSIONS];
   const char* names[MOST_DIMENSIONS];
@@ -296,13 +276,25 @@ static OrtStatus* ORT_CALL infer(const OrtCustomOp* op, OrtShapeContext* context
     if (dims[i] < 0 && names[i][0] == 0) return NULL; /* a size without a name: ONNX Runtime would take -1 for it */
   }
   if (status) return status;
-  return ORT_CALLABLE(api, OrtInferenceOutput, ORT_INFERENCE_OUTPUT)(context, 0, shape);
+  return ORT_CALLABLE(api, OrtInferenceOutput, ORT_INFERENCE_OUTPUT)(context, index, shape);
 }
 
-static const char* ORT_CALL name(const OrtCustomOp* op) { return (void)op, "SignAdapter"; }
+static OrtStatus* ORT_CALL infer(const OrtCustomOp* op, OrtShapeContext* context) {
+  const SignAdapterOp* self = (const SignAdapterOp*)op;
+  OrtStatus* status = NULL;
+  for (size_t i = 0; !status && i < self->modules; ++i) status = infer_output(self->api, context, i);
+  return status;
+}
+
+static size_t modules_of(const OrtCustomOp* op) { return ((const SignAdapterOp*)op)->modules; }
+
+static const char* ORT_CALL name(const OrtCustomOp* op) {
+  static const char* const names[LORDBA_MOST_MODULES] = {"SignAdapter", "SignAdapter2", "SignAdapter3"};
+  return names[modules_of(op) - 1];
+}
 static const char* ORT_CALL execution_provider(const OrtCustomOp* op) { return (void)op, NULL; /* the CPU */ }
-static size_t ORT_CALL input_count(const OrtCustomOp* op) { return (void)op, INPUTS; }
-static size_t ORT_CALL output_count(const OrtCustomOp* op) { return (void)op, 1; }
+static size_t ORT_CALL input_count(const OrtCustomOp* op) { return BASE + OF_ONE * modules_of(op); }
+static size_t ORT_CALL output_count(const OrtCustomOp* op) { return modules_of(op); }
 static int ORT_CALL zero(const OrtCustomOp* op) { return (void)op, 0; }
 static int ORT_CALL one(const OrtCustomOp* op) { return (void)op, 1; }
 static int ORT_CALL input_memory(const OrtCustomOp* op, size_t i) { return (void)op, (void)i, 0; }
@@ -314,25 +306,30 @@ static OrtElementType float_type(const OrtCustomOp* op) {
 }
 
 static OrtElementType ORT_CALL input_type(const OrtCustomOp* op, size_t i) {
-  if (i == X || i == BASE) return float_type(op);
-  if (i == SIGNS) return ORT_UINT8;
+  if (i == X || i % OF_ONE == BASE % OF_ONE) return float_type(op);
+  if (i % OF_ONE == SIGNS % OF_ONE) return ORT_UINT8;
   return ((const SignAdapterOp*)op)->scales;
 }
 
 static OrtElementType ORT_CALL output_type(const OrtCustomOp* op, size_t i) { return (void)i, float_type(op); }
 
-/* y may lie where base lies, if nothing else reads base. */
-static size_t ORT_CALL may_inplace(int** inputs, int** outputs) {
-  static int base = BASE, y = 0;
-  *inputs = &base;
-  *outputs = &y;
-  return 1;
+/* Each y may lie where its base lies, if nothing else reads that. ONNX Runtime does not say of which operator it asks.
+ */
+static size_t inplace_pairs(int** inputs, int** outputs, size_t modules) {
+  static int bases[LORDBA_MOST_MODULES] = {BASE, BASE + OF_ONE, BASE + 2 * OF_ONE}, ys[] = {0, 1, 2};
+  *inputs = bases;
+  *outputs = ys;
+  return modules;
 }
+static size_t ORT_CALL inplace_1(int** inputs, int** outputs) { return inplace_pairs(inputs, outputs, 1); }
+static size_t ORT_CALL inplace_2(int** inputs, int** outputs) { return inplace_pairs(inputs, outputs, 2); }
+static size_t ORT_CALL inplace_3(int** inputs, int** outputs) { return inplace_pairs(inputs, outputs, 3); }
 static void ORT_CALL release_may_inplace(int* inputs, int* outputs) { (void)inputs, (void)outputs; }
 
 static OrtCharacteristic ORT_CALL required(const OrtCustomOp* op, size_t i) { return (void)op, (void)i, ORT_REQUIRED; }
 
-SignAdapterOp lordba_onnxruntime_op(const OrtApi* api, int minor, lordba_dtype dtype, OrtElementType scales) {
+SignAdapterOp lordba_onnxruntime_op(const OrtApi* api, int minor, size_t modules, lordba_dtype dtype,
+                                    OrtElementType scales) {
   return (SignAdapterOp){
       .op = {.version = minor >= ORT_INPLACE_SINCE ? ORT_INPLACE_SINCE : ORT_API_VERSION,
              .name = name,
@@ -354,10 +351,13 @@ SignAdapterOp lordba_onnxruntime_op(const OrtApi* api, int minor, lordba_dtype d
              .infer = infer,
              .start_version = one,
              .end_version = one,
-             .may_inplace = may_inplace,
+             .may_inplace = modules == 1   ? inplace_1
+                            : modules == 2 ? inplace_2
+                                           : inplace_3,
              .release_may_inplace = release_may_inplace},
       .api = api,
       .tells_sizes = minor >= ORT_TENSOR_BYTES_SINCE,
+      .modules = modules,
       .dtype = dtype,
       .scales = scales,
   };

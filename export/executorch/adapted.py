@@ -50,16 +50,16 @@ class AdapterSlot(nn.Module):
 class AdaptedLinear(nn.Module):
     """One linear layer, or several that share x with their outputs side by side, plus their adapters in one op.
 
-    The op adds to the linear's output where more custom ops follow (`after`: q/k/v, gate/up); elsewhere it computes
-    its term first and the addition stays inside the delegate, which saves a partition.
+    The op adds to the linear's output where more custom ops follow (q/k/v, gate/up). Where the result is added to a
+    residual stream, the op adds to that, before the linear: the delegate then adds two tensors, as it does without
+    an adapter, and no partition is cut.
     """
 
-    def __init__(self, linear: nn.Module, d_in: int, d_outs: Sequence[int], *, after: bool) -> None:
+    def __init__(self, linear: nn.Module, d_in: int, d_outs: Sequence[int]) -> None:
         super().__init__()
         self.linear = linear
         self.d_in = d_in
         self.d_outs = list(d_outs)
-        self.after = after
         self._slot: AdapterSlot | None = None
         self._first = 0
 
@@ -69,13 +69,12 @@ class AdaptedLinear(nn.Module):
             object.__setattr__(self, "_slot", slot)  # not a child: the slot belongs to the whole program
             self._first = slot.register(path if path in adapted else None for path in paths)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [1, T, d_in], or [1, T, heads, head_dim] as attention leaves it -> [1, T, sum(d_outs)]."""
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """x [1, T, d_in], or [1, T, heads, head_dim] as attention leaves it -> [1, T, sum(d_outs)], plus `residual`."""
         rows = x if x.shape[-1] == self.d_in else x.view(1, -1, self.d_in)
         if self._slot is None:
-            return self.linear(rows)
+            return self.linear(rows) if residual is None else residual + self.linear(rows)
         arguments = (self._slot.blob, self._first, self.d_in, self.d_outs)
-        if self.after:
+        if residual is None:
             return torch.ops.lordba.sign_adapter.blob(x, *arguments, self.linear(rows))
-        delta = torch.ops.lordba.sign_adapter.blob(x, *arguments)
-        return self.linear(rows) + delta
+        return torch.ops.lordba.sign_adapter.blob(x, *arguments, residual) + self.linear(rows)

@@ -66,20 +66,20 @@ class Attention(nn.Module):
         self.scale = source.scaling
         q, k, v, o = source.q_proj, source.k_proj, source.v_proj, source.o_proj
         d_outs = [q.out_features, k.out_features, v.out_features]
-        self.qkv = AdaptedLinear(side_by_side(q, k, v), q.in_features, d_outs, after=True)
-        self.o = AdaptedLinear(side_by_side(o), o.in_features, [o.out_features], after=False)
+        self.qkv = AdaptedLinear(side_by_side(q, k, v), q.in_features, d_outs)
+        self.o = AdaptedLinear(side_by_side(o), o.in_features, [o.out_features])
         self.q_norm = RMSNorm(source.q_norm) if hasattr(source, "q_norm") else None
         self.k_norm = RMSNorm(source.k_norm) if hasattr(source, "k_norm") else None
         cache = torch.zeros(1, max_seq_len, self.kv_heads, self.head_dim)
         self.register_buffer("k_cache", cache)
         self.register_buffer("v_cache", cache.clone())
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, start: int) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor, cos: Tensor, sin: Tensor, start: int) -> Tensor:
         qkv = self.qkv(x)
         q = self._rotated(qkv, 0, self.heads, self.q_norm, cos, sin, start)
         k = self._rotated(qkv, self.heads, self.kv_heads, self.k_norm, cos, sin, start)
         v = torch.ops.lordba.rope_heads(qkv, cos, sin, start, self.heads + self.kv_heads, self.kv_heads, False)
-        return self.o(attend(q, k, v, self.k_cache, self.v_cache, start, self.scale))
+        return self.o(attend(q, k, v, self.k_cache, self.v_cache, start, self.scale), residual)
 
     def _rotated(
         self, qkv: Tensor, first: int, heads: int, norm: RMSNorm | None, cos: Tensor, sin: Tensor, start: int
@@ -101,10 +101,8 @@ class Layer(nn.Module):
         self.attention_norm = RMSNorm(source.input_layernorm)
         self.attention = Attention(source.self_attn, max_seq_len)
         self.mlp_norm = RMSNorm(source.post_attention_layernorm)
-        self.gate_up = AdaptedLinear(
-            side_by_side(gate, up), gate.in_features, [gate.out_features, up.out_features], after=True
-        )
-        self.down = AdaptedLinear(side_by_side(down), down.in_features, [down.out_features], after=False)
+        self.gate_up = AdaptedLinear(side_by_side(gate, up), gate.in_features, [gate.out_features, up.out_features])
+        self.down = AdaptedLinear(side_by_side(down), down.in_features, [down.out_features])
 
     def adapt(self, slot: AdapterSlot, prefix: str, adapted: set[str]) -> None:
         attention = [f"{prefix}.self_attn.{name}_proj" for name in ("q", "k", "v", "o")]
@@ -115,8 +113,8 @@ class Layer(nn.Module):
         self.down.adapt(slot, mlp[2:], adapted)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, start: int) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), cos, sin, start)
-        return x + self.down(torch.ops.lordba.swiglu(self.gate_up(self.mlp_norm(x))))
+        x = self.attention(self.attention_norm(x), x, cos, sin, start)
+        return self.down(torch.ops.lordba.swiglu(self.gate_up(self.mlp_norm(x))), x)
 
 
 class Decoder(nn.Module):
@@ -134,7 +132,7 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.norm = RMSNorm(model.model.norm)
         head = model.lm_head
-        self.head = AdaptedLinear(side_by_side(head), head.in_features, [head.out_features], after=True)
+        self.head = AdaptedLinear(side_by_side(head), head.in_features, [head.out_features])
         self.slot = AdapterSlot()
         for i, layer in enumerate(layers):
             layer.adapt(self.slot, f"model.layers.{i}", adapted)

@@ -62,7 +62,7 @@ class GenericDecoder(nn.Module):
             if path in adapted:
                 size = linear_size(layer)
                 assert size is not None  # check_fits has seen to it
-                wrapped = AdaptedLinear(layer, size[0], [size[1]], after=True)
+                wrapped = AdaptedLinear(layer, size[0], [size[1]])
                 wrapped.adapt(self.slot, [path], adapted)
                 self.model.set_submodule(path, wrapped)
 

@@ -13,6 +13,8 @@ from .capture import Captured
 
 ADAPTER_TAG = "adapter"
 OP = ("lordba::sign_adapter", "blob_out")
+BASE_ARGUMENT = 5
+"""The op's argument that it adds to."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,6 @@ def lower(captured: Captured, blob: Tensor, adapter_mode: str, constants: dict[s
     """
     from executorch.devtools.backend_debug import get_delegation_info
     from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
-    from executorch.exir.passes import MemoryPlanningPass
 
     length = torch.export.Dim("length", min=1, max=captured.max_seq_len - 1)
     example: tuple[Tensor, ...] = (torch.zeros(1, 8, dtype=torch.long), torch.zeros(1, dtype=torch.long))
@@ -63,7 +64,7 @@ def lower(captured: Captured, blob: Tensor, adapter_mode: str, constants: dict[s
         partitions = get_delegation_info(edge.exported_program().graph_module).num_delegated_subgraphs
         config = ExecutorchBackendConfig(
             external_constants=lambda node: ADAPTER_TAG if node.name.endswith("slot_blob") else None,
-            memory_planning_pass=MemoryPlanningPass(alloc_graph_input=adapter_mode == "ptd"),
+            memory_planning_pass=in_place_planning(alloc_graph_input=adapter_mode == "ptd"),
             do_quant_fusion_and_const_prop=False,
         )
         executorch = edge.to_executorch(config)
@@ -78,6 +79,25 @@ def lower(captured: Captured, blob: Tensor, adapter_mode: str, constants: dict[s
         if not op.name.startswith(("aten::", "executorch_prim::"))
     )
     return Lowered(executorch.buffer, requires, partitions, key)
+
+
+def in_place_planning(alloc_graph_input: bool):
+    """ExecuTorch's memory planning, where an adapter op's output lies where its base lay, if nothing else reads that.
+
+    The kernel then adds in place; without an adapter it has nothing to copy.
+    """
+    from executorch.exir.passes import MemoryPlanningPass
+
+    class InPlacePlanning(MemoryPlanningPass):
+        def run(self, graph_module, graph_signature=None):
+            for node in graph_module.graph.nodes:
+                if node.target == torch.ops.lordba.sign_adapter.blob_out:
+                    base = node.args[BASE_ARGUMENT]
+                    if base is not None and base.op == "call_function" and len(base.users) == 1:
+                        node.meta["_share_alloc_with_arg_idx"] = BASE_ARGUMENT
+            return super().run(graph_module, graph_signature)
+
+    return InPlacePlanning(alloc_graph_input=alloc_graph_input)
 
 
 def check_program(plan, captured: Captured) -> None:
