@@ -1,4 +1,4 @@
-"""A training program in ExecuTorch's runtime, without PyTorch: the C interface of backends/training/lordba_trainer.h."""
+"""A training program in ExecuTorch's runtime, without PyTorch: backends/training/lordba_trainer.h by ctypes."""
 
 import ctypes
 import functools
@@ -59,12 +59,22 @@ class TrainedModule:
 
 @dataclass(frozen=True)
 class PackedModule:
-    """One layer's adapter as an adapter folder stores it (docs/format.md); `ranges` fp16 [3, 2] for int8 and log4."""
+    """One layer's adapter as an adapter folder stores it (docs/format.md); `ranges` fp16 [3, 2] for int8 and log4.
 
+    `sizes` are r, d_in and d_out.
+    """
+
+    sizes: tuple[int, int, int]
     a_signs: np.ndarray
     b_signs: np.ndarray
     scales: tuple[np.ndarray, np.ndarray, np.ndarray]
     ranges: np.ndarray | None
+
+    @property
+    def nbytes(self) -> int:
+        """Stored bytes: signs, scales and their ranges."""
+        ranges = 0 if self.ranges is None else self.ranges.nbytes
+        return self.a_signs.nbytes + self.b_signs.nbytes + sum(scales.nbytes for scales in self.scales) + ranges
 
 
 @dataclass(frozen=True)
@@ -86,9 +96,7 @@ class DeviceTrainer:
         self._handle: int | None = None
         self._api = _api()
         chosen = optimizer or Optimizer()
-        given = _Optimizer(
-            OPTIMIZERS[chosen.kind], chosen.beta1, chosen.beta2, chosen.epsilon, chosen.decay
-        )
+        given = _Optimizer(OPTIMIZERS[chosen.kind], chosen.beta1, chosen.beta2, chosen.epsilon, chosen.decay)
         message = ctypes.create_string_buffer(_MESSAGE_BYTES)
         handle = self._api.open(str(program).encode(), ctypes.byref(given), seed, message, _MESSAGE_BYTES)
         if not handle:
@@ -168,7 +176,9 @@ class DeviceTrainer:
         packed = _Packed(_pointer(a), _pointer(b), (ctypes.c_void_p * 3)(*map(_pointer, scales)))
         self._check(self._api.pack(self._handle, index, SCALE_CODES[code], ctypes.byref(packed)))
         ranges = np.array(packed.ranges, np.uint16).view(np.float16).reshape(3, 2)
-        return PackedModule(a, b, (scales[0], scales[1], scales[2]), ranges if code in ("int8", "log4") else None)
+        coded = code in ("int8", "log4")
+        stored = (scales[0], scales[1], scales[2])
+        return PackedModule((m.r, m.d_in, m.d_out), a, b, stored, ranges if coded else None)
 
     def _module(self, index: int) -> TrainedModule:
         found = _Module()

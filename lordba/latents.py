@@ -29,7 +29,7 @@ def to_stored(a: Tensor, b: Tensor, code: ScaleCode) -> SignModule:
 
 
 def direct_envelope(latent: Tensor) -> tuple[Tensor, Tensor]:
-    """ste.envelope in float32, by sums in float64 that run in the order of their indices: the same in every language."""
+    """ste.envelope in float32, by float64 sums in the order of their indices, which every language can repeat."""
     size = latent.detach().cpu().float().abs().double()
     rows, columns = size.shape
     of_rows, of_columns, total = torch.zeros(rows).double(), torch.zeros(columns).double(), 0.0

@@ -198,7 +198,9 @@ def _rows(x: Tensor, width: int) -> Tensor:
 _library = Library("lordba", "FRAGMENT")
 
 
-def _define(name: str, arguments: str, function: Callable[..., Any], fake: Callable[..., Any], outputs: int = 1) -> None:
+def _define(
+    name: str, arguments: str, function: Callable[..., Any], fake: Callable[..., Any], outputs: int = 1
+) -> None:
     """An op with its `.out` variant, which ExecuTorch's programs call."""
     names = ["out"] if outputs == 1 else [f"out{i}" for i in range(outputs)]
     aliases = [f"Tensor({letter}!)" for letter in "ab"[:outputs]]
@@ -279,6 +281,4 @@ _define(
     causal_attention_backward,
     lambda g, x, *_: torch.empty_like(x),
 )
-_define(
-    "swiglu_backward", "Tensor g, Tensor gate_up", swiglu_backward, lambda g, gate_up: torch.empty_like(gate_up)
-)
+_define("swiglu_backward", "Tensor g, Tensor gate_up", swiglu_backward, lambda g, gate_up: torch.empty_like(gate_up))

@@ -86,9 +86,7 @@ class TrainLinear(nn.Module):
         through = torch.ops.lordba.frozen_linear_backward(g, *self.frozen.weight)
         if not self.size:
             return through
-        gx, gl = torch.ops.lordba.latent_adapter_backward(
-            g, x, latents, self.offset, self.ranks, self.d_outs, through
-        )
+        gx, gl = torch.ops.lordba.latent_adapter_backward(g, x, latents, self.offset, self.ranks, self.d_outs, through)
         gradients.append(gl)
         return gx
 
@@ -185,7 +183,10 @@ class TrainStep(nn.Module):
     @property
     def adapted(self) -> list[TrainLinear]:
         """The linears with adapters, in the order of the gradients and of the program's modules."""
-        return [linear for layer in self.layers for linear in layer.linears if linear.size]  # type: ignore[union-attr]
+        return [linear for layer in self._layers() for linear in layer.linears if linear.size]
+
+    def _layers(self) -> list["TrainLayer"]:
+        return [layer for layer in self.layers if isinstance(layer, TrainLayer)]
 
     @property
     def layout(self) -> list[int]:
@@ -203,16 +204,14 @@ class TrainStep(nn.Module):
     def forward(self, tokens: Tensor, targets: Tensor, weight: Tensor, latents: Tensor) -> tuple[Tensor, ...]:
         x = torch.ops.lordba.frozen_rows(tokens, self.embedding.codes, self.embedding.scales)
         kept = []
-        for layer in self.layers:
+        for layer in self._layers():
             x, of_layer = layer(x, latents, (self.cos, self.sin))
             kept.append(of_layer)
         head = self.head
-        loss, g = torch.ops.lordba.head_loss(
-            _norm(x, self.norm), head.codes, head.scales, head.bias, targets, weight
-        )
+        loss, g = torch.ops.lordba.head_loss(_norm(x, self.norm), head.codes, head.scales, head.bias, targets, weight)
         g = _norm_backward(g, x, self.norm, None)
         gradients: list[Tensor] = []
-        for layer, of_layer in zip(reversed(self.layers), reversed(kept), strict=True):  # type: ignore[call-overload]
+        for layer, of_layer in zip(self._layers()[::-1], kept[::-1], strict=True):
             g, found = layer.backward(g, of_layer, latents, (self.cos, self.sin))
             gradients = found + gradients
         return (loss, *gradients)
