@@ -45,6 +45,8 @@ class ExportOptions:
     sign_storage: str = "lut1"
     stateless: bool = False
     delegate: str = "xnnpack"
+    android: bool = False
+    """For the app in android_demo: see android.py."""
 
 
 class Captured(Protocol):

@@ -1,4 +1,4 @@
-"""Reads with Python what core wrote on the JVM: `python android_demo/checks/read_back.py FOLDER` (see WrittenTest.kt)."""
+"""Reads with Python what WrittenTest.kt wrote on the JVM: `python android_demo/checks/read_back.py FOLDER`."""
 
 import json
 import sys

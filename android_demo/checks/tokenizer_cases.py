@@ -1,6 +1,6 @@
-"""Writes SmolLM2's tokenizer.json and what Python's tokenizers makes of some texts; exits with 3 where it is not installed.
+"""Writes SmolLM2's tokenizer.json and what Python's tokenizers makes of some texts, for TokenizerTest.kt.
 
-`python android_demo/checks/tokenizer_cases.py FOLDER`
+`python android_demo/checks/tokenizer_cases.py FOLDER`; exits with 3 where SmolLM2 is not installed.
 """
 
 import json

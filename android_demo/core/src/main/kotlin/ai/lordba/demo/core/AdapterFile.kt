@@ -14,7 +14,7 @@ fun writeAdapterFile(
 
             "executorch" to "ptd" -> dataFile(bundle, adapter)
 
-            "onnx" to "onnx_adapter" -> onnxAdapterBytes(adapter, bundle.manifest.fingerprint)
+            "onnx" to "onnx_adapter" -> onnxAdapterBytes(adapter, bundle.manifest.fingerprint, programCode(bundle))
 
             else -> throw LordbaError(
                 "${bundle.folder}: its adapters are ${bundle.manifest.adapterMode}, parts of its program, which only " +
@@ -23,6 +23,22 @@ fun writeAdapterFile(
         }
     newFile(file) { it.write(bytes) }
 }
+
+/** The scale code that an ONNX program takes, which its bundle says for this app alone. */
+private fun programCode(bundle: Bundle): ScaleCode =
+    try {
+        val code =
+            bundle.manifest.record
+                .nested("android")
+                .string("adapter_scale_code")
+        ScaleCode.of(code) ?: throw JsonShapeError("'adapter_scale_code': $code")
+    } catch (error: JsonShapeError) {
+        throw LordbaError(
+            "${bundle.folder}: does not say which scales its program takes (${error.message}); its adapters can be " +
+                "swapped, others can be added if it is exported with --android",
+            error,
+        )
+    }
 
 /** The data files of a program differ in the blob alone, which ends them and has one size. */
 private fun dataFile(

@@ -94,7 +94,14 @@ class Tokenizer private constructor(
         /** A template may not add tokens to a text. */
         private fun checkPostProcessor(json: JsonElement) {
             if (json.isJsonNull || typeOf(json) == "ByteLevel") return
-            val parts = if (typeOf(json) == "TemplateProcessing") (json as JsonObject).objects("single") else emptyList()
+            val parts =
+                if (typeOf(json) ==
+                    "TemplateProcessing"
+                ) {
+                    (json as JsonObject).objects("single")
+                } else {
+                    emptyList()
+                }
             if (parts.size != 1 || !parts[0].has("Sequence")) throw JsonShapeError("it has a ${typeOf(json)}")
         }
 

@@ -141,5 +141,22 @@ class AdapterBankTest {
         assertContentEquals(template.copyOf(48) + makeBlob(adapter.modules.values.toList(), 700), file.readBytes())
     }
 
+    @Test
+    fun `an ONNX program gets the file that its bundle asks for`() {
+        val manifest = parseJsonObject(File(folder, MANIFEST_NAME))
+        manifest.addProperty("target", "onnx")
+        manifest.addProperty("adapter_mode", "onnx_adapter")
+        assertRefused("--android") { install(Bundle(folder, manifestOf(manifest)), "mine", adapter) }
+        for (code in listOf(ScaleCode.LOG4, ScaleCode.FP32)) {
+            manifest.add("android", jsonObject("format_version" to 1, "adapter_scale_code" to code.id))
+            val file = install(Bundle(folder, manifestOf(manifest)), code.id, adapter).adapterFile(code.id)!!
+            assertContentEquals(onnxAdapterBytes(adapter, adapter.baseFingerprint!!, code), file.readBytes())
+        }
+        manifest.add("android", jsonObject("adapter_scale_code" to "fp16"))
+        assertRefused("takes fp16 scales, the adapter has log4") {
+            install(Bundle(folder, manifestOf(manifest)), "mine", adapter)
+        }
+    }
+
     private fun bank(write: WriteAdapter = ::writeAdapterFile) = AdapterBank(readBundle(folder), runner, write = write)
 }

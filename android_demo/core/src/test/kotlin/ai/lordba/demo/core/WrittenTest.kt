@@ -43,7 +43,12 @@ class WrittenTest {
         val plan = LatencyPlan(listOf("golden"), prefillTokens = 20, decodeTokens = 4, rounds = 3)
         val series = LatencyRun(bank, plan, FakeClock()).run { _, _ -> true }
         val text =
-            profileJson(series, Device("Pixel", "arm64-v8a", "Android 16", 1, 1), jsonObject("cores" to 8), jsonObject())
+            profileJson(
+                series,
+                Device("Pixel", "arm64-v8a", "Android 16", 1, 1),
+                jsonObject("cores" to 8),
+                jsonObject(),
+            )
         File(folder, "profile.json").writeText(text)
     }
 }
