@@ -4,7 +4,7 @@
 #   paths=$(scripts/android_toolchain.sh GROUP...) && eval "$paths"
 #
 # It prints shell assignments of paths; what it does meanwhile goes to stderr. Does nothing where all is there. GROUPs:
-#   core    JAVA_HOME, KOTLINC, KTLINT, ANDROID_JAR (API 23), JUNIT_CLASSPATH (JUnit 4 and kotlin-test)
+#   core    JAVA_HOME, KOTLINC, KTLINT, ANDROID_JAR (API 23), GSON_JAR, JUNIT_CLASSPATH (JUnit 4, kotlin-test)
 #   native  CLANG, READELF, JAVA_HOME (its include folder holds jni.h)
 #   apk     core's, and ANDROID_RESOURCES (framework-res.apk), AAPT, DX, ZIPALIGN, APKSIGNER, DEXDUMP,
 #           ONNXRUNTIME_JAR, ONNXRUNTIME_LIBRARIES (a folder of arm64-v8a libraries)
@@ -79,7 +79,7 @@ java_home() {
 
 core() {
   java_home
-  apt_install /usr/share/java/junit4.jar=junit4 unzip=unzip
+  apt_install /usr/share/java/junit4.jar=junit4 /usr/share/java/gson.jar=libgoogle-gson-java unzip=unzip
   npm_package kotlin-compiler@2.4.20 c23dab400d7ce5ea8b6c909947c0ca5454189e4bb1108695b5f464500e5e950f \
     kotlin-compiler-2.4.20 bin lib build.txt
   finish kotlin-compiler-2.4.20
@@ -92,6 +92,7 @@ core() {
   path KOTLINC "$kotlin/bin/kotlinc"
   path KTLINT "$cache/ktlint-1.16.1/resources/ktlint"
   path ANDROID_JAR "$cache/bullseye/usr/share/java/com.android.android-23.jar"
+  path GSON_JAR /usr/share/java/gson.jar
   path JUNIT_CLASSPATH "/usr/share/java/junit4.jar:/usr/share/java/hamcrest-core.jar:$kotlin/lib/kotlin-test.jar:$kotlin/lib/kotlin-test-junit.jar:$kotlin/lib/kotlin-stdlib.jar"
 }
 
