@@ -63,7 +63,7 @@ def problems(library: Path, soname: str, exports: set[str], imports: Path | None
         names, libraries = allowed_imports(imports)
         needed = set(re.findall(r"\(NEEDED\).*\[(.*)\]", dynamic))
         if wanted - names:
-            found.append(f"asks Android for {sorted(wanted - names)}, which API {MIN_SDK} lacks or {imports.name} omits")
+            found.append(f"asks Android for {sorted(wanted - names)}: not in API {MIN_SDK} or not in {imports.name}")
         if needed - libraries:
             found.append(f"needs the libraries {sorted(needed - libraries)}")
     return found
