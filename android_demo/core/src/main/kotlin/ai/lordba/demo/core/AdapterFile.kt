@@ -1,0 +1,75 @@
+package ai.lordba.demo.core
+
+import java.io.File
+
+/** Writes an adapter as the bundle's program reads it: see [WriteAdapter]. */
+fun writeAdapterFile(
+    bundle: Bundle,
+    adapter: Adapter,
+    file: File,
+) {
+    val bytes =
+        when (bundle.manifest.target to bundle.manifest.adapterMode) {
+            "executorch" to "input", "coreml" to "inputs" -> blobFor(bundle, adapter, null)
+            "executorch" to "ptd" -> dataFile(bundle, adapter)
+            "onnx" to "onnx_adapter" -> onnxAdapterBytes(adapter, bundle.manifest.fingerprint)
+            else -> throw LordbaError(
+                "${bundle.folder}: its adapters are ${bundle.manifest.adapterMode}, parts of its program, which only " +
+                    "an export can change; export it with the adapters that you want",
+            )
+        }
+    newFile(file) { it.write(bytes) }
+}
+
+/** The data files of a program differ in the blob alone, which ends them and has one size. */
+private fun dataFile(
+    bundle: Bundle,
+    adapter: Adapter,
+): ByteArray {
+    val template =
+        bundle.adapterFile(null)
+            ?: throw LordbaError("${bundle.folder}: lists no file for \"no adapter\"; export the bundle again")
+    val raw = explainedRead(template) { template.readBytes() }
+    val start = blobStart(raw, template)
+    return raw.copyOf(start) + blobFor(bundle, adapter, raw.size - start)
+}
+
+private fun blobFor(
+    bundle: Bundle,
+    adapter: Adapter,
+    size: Int?,
+): ByteArray {
+    val blob = makeBlob(bundle.manifest.modules.map { path -> path?.let { adapter.modules[it] } }, size)
+    checkSizes(bundle, blobSizes(blob))
+    return blob
+}
+
+/** Refuses an adapter whose modules have other sizes than those of an adapter that came with the program. */
+private fun checkSizes(
+    bundle: Bundle,
+    found: List<Pair<Int, Int>?>,
+) {
+    val known =
+        bundle.manifest.adapters.map {
+            val file = File(bundle.folder, it.file)
+            val raw = explainedRead(file) { file.readBytes() }
+            blobSizes(raw.copyOfRange(blobStart(raw, file), raw.size))
+        }
+    for ((i, module) in bundle.manifest.modules.withIndex()) {
+        val expected = known.firstNotNullOfOrNull { it.getOrNull(i) }
+        val size = found[i]
+        if (size != null && expected != null && size != expected) {
+            throw LordbaError(
+                "the adapter maps ${size.first} to ${size.second} channels in $module, the program " +
+                    "${expected.first} to ${expected.second}; it is for another model",
+            )
+        }
+    }
+}
+
+private fun blobStart(
+    raw: ByteArray,
+    file: File,
+): Int =
+    (0..raw.size - BLOB_MAGIC.size).find { start -> BLOB_MAGIC.indices.all { raw[start + it] == BLOB_MAGIC[it] } }
+        ?: throw LordbaError("$file: holds no adapter blob; export the bundle again")
