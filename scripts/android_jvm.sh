@@ -28,7 +28,7 @@ libraries=$GSON_JAR:$ONNXRUNTIME_JAR
 stdlib=$(dirname "$(dirname "$KOTLINC")")/lib/kotlin-stdlib.jar
 cat >"$folder/run_bundle" <<EOF
 #!/bin/sh
-exec "$JAVA_HOME/bin/java" -Xcheck:jni -Djava.library.path="$folder/native" \\
+exec "$JAVA_HOME/bin/java" -Xcheck:jni -Dfile.encoding=UTF-8 -Djava.library.path="$folder/native" \\
   -cp "$folder/runtime.jar:$libraries:$stdlib" ai.lordba.demo.runtime.RunBundleKt "\$@"
 EOF
 chmod +x "$folder/run_bundle"

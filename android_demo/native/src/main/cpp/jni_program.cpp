@@ -6,7 +6,7 @@
 
 #include <cstdint>
 #include <memory>
-#include <stdexcept>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -24,7 +24,7 @@ using SharedBlob = std::shared_ptr<const Blob>;  // a program may still use a bl
 
 template <class T>
 T& object(jlong handle) {
-  if (handle == 0) throw std::invalid_argument("it is closed");
+  if (handle == 0) throw lordba::Mistake("an adapter or program that is closed cannot be used; open it again");
   return *reinterpret_cast<T*>(static_cast<intptr_t>(handle));
 }
 
