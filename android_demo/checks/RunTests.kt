@@ -12,7 +12,8 @@ fun main(names: Array<String>) {
     var skipped = 0
     core.addListener(
         object : RunListener() {
-            override fun testFailure(failure: Failure) = println("FAILED ${failure.description}\n${failure.trimmedTrace}")
+            override fun testFailure(failure: Failure) =
+                println("FAILED ${failure.description}\n${failure.trimmedTrace}")
 
             override fun testAssumptionFailure(failure: Failure) {
                 skipped++

@@ -135,7 +135,14 @@ private fun readConfig(file: File): JsonObject {
         }
     val type = config.get("peft_type")
     if (type != JsonPrimitive("LORDBA")) {
-        val hint = if (type == JsonPrimitive("LORA")) "; convert it first: python -m lordba.convert PEFT_DIR OUT" else ""
+        val hint =
+            if (type ==
+                JsonPrimitive("LORA")
+            ) {
+                "; convert it first: python -m lordba.convert PEFT_DIR OUT"
+            } else {
+                ""
+            }
         throw LordbaError("$file: expected peft_type LORDBA, found $type$hint")
     }
     if (!config.has("format_version") && config.has("lora_alpha")) {
@@ -177,7 +184,10 @@ private fun readShapes(
             val json = parseJson(metadata["shapes"] ?: throw JsonShapeError("'shapes'")) as? JsonObject
             json?.entrySet().orEmpty().associate { (key, value) -> key to shapeOf(key, value as? JsonObject) }
         } catch (error: JsonShapeError) {
-            throw LordbaError("$file: the shapes metadata is not usable (${error.message}); write the adapter anew", error)
+            throw LordbaError(
+                "$file: the shapes metadata is not usable (${error.message}); write the adapter anew",
+                error,
+            )
         }
     if (shapes.isEmpty()) throw LordbaError("$file: holds no modules; there is nothing to adapt")
     return shapes

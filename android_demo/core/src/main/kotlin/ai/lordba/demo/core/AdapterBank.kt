@@ -50,7 +50,7 @@ class AdapterBank(
         enter(name)
         try {
             generating.withLock {
-                check(!closed) { "the bank is closed" }
+                if (closed) throw LordbaError("${bundle.folder}: the model was closed meanwhile; open it again")
                 return block(switch(name))
             }
         } finally {
@@ -89,9 +89,9 @@ class AdapterBank(
             lock.withLock {
                 if (closed) return
                 closed = true
+                runner.close() // first: it has the current adapter in use
                 (kept.values + listOfNotNull(current)).toSet().forEach { it.close() }
                 kept.clear()
-                runner.close()
             }
         }
     }
@@ -107,7 +107,8 @@ class AdapterBank(
     private fun leave(name: String?) {
         if (name == null) return
         lock.withLock {
-            users.computeIfPresent(name) { _, n -> if (n == 1) null else n - 1 }
+            val left = users.getValue(name) - 1
+            if (left == 0) users.remove(name) else users[name] = left
             changed.signalAll()
         }
     }

@@ -11,8 +11,11 @@ fun writeAdapterFile(
     val bytes =
         when (bundle.manifest.target to bundle.manifest.adapterMode) {
             "executorch" to "input", "coreml" to "inputs" -> blobFor(bundle, adapter, null)
+
             "executorch" to "ptd" -> dataFile(bundle, adapter)
+
             "onnx" to "onnx_adapter" -> onnxAdapterBytes(adapter, bundle.manifest.fingerprint)
+
             else -> throw LordbaError(
                 "${bundle.folder}: its adapters are ${bundle.manifest.adapterMode}, parts of its program, which only " +
                     "an export can change; export it with the adapters that you want",
@@ -49,12 +52,7 @@ private fun checkSizes(
     bundle: Bundle,
     found: List<Pair<Int, Int>?>,
 ) {
-    val known =
-        bundle.manifest.adapters.map {
-            val file = File(bundle.folder, it.file)
-            val raw = explainedRead(file) { file.readBytes() }
-            blobSizes(raw.copyOfRange(blobStart(raw, file), raw.size))
-        }
+    val known = bundle.manifest.adapters.map { blobSizes(blobOf(File(bundle.folder, it.file))) }
     for ((i, module) in bundle.manifest.modules.withIndex()) {
         val expected = known.firstNotNullOfOrNull { it.getOrNull(i) }
         val size = found[i]
@@ -65,6 +63,12 @@ private fun checkSizes(
             )
         }
     }
+}
+
+/** The blob in a bundle's adapter file, for ExecuTorch: the file itself, or the end of a data file. */
+fun blobOf(file: File): ByteArray {
+    val raw = explainedRead(file) { file.readBytes() }
+    return raw.copyOfRange(blobStart(raw, file), raw.size)
 }
 
 private fun blobStart(

@@ -45,25 +45,98 @@ fun makeBlob(
         throw LordbaError("an adapter of $total bytes does not fit a program made for at most $size bytes")
     }
     val blob = ByteBuffer.allocate(size ?: total).order(ByteOrder.LITTLE_ENDIAN)
-    blob.put(BLOB_MAGIC).putInt(BLOB_VERSION).putInt(modules.size).putLong(total.toLong()).putLong(0)
+    blob
+        .put(BLOB_MAGIC)
+        .putInt(BLOB_VERSION)
+        .putInt(modules.size)
+        .putLong(total.toLong())
+        .putLong(0)
     blob.put(records.array()).put(data.toByteArray())
     return blob.array()
 }
 
 /** The sizes (d_in, d_out) of a blob's modules, null where a layer has no adapter; throws [LordbaError]. */
-fun blobSizes(blob: ByteArray): List<Pair<Int, Int>?> {
+fun blobSizes(blob: ByteArray): List<Pair<Int, Int>?> =
+    records(blob).map { record -> record?.let { it.dIn to it.dOut } }
+
+/** A blob's modules as float factors, null where a layer has no adapter; throws [LordbaError]. */
+fun blobFactors(blob: ByteArray): List<Factors?> = records(blob).map { it?.factors(blob) }
+
+private class BlobRecord(
+    bytes: ByteBuffer,
+    start: Int,
+) {
+    val r = bytes.getInt(start)
+    val dIn = bytes.getInt(start + 4)
+    val dOut = bytes.getInt(start + 8)
+    private val number = bytes.getInt(start + 12)
+    private val offsets = List(5) { bytes.getLong(start + 16 + 8 * it) }
+
+    fun factors(blob: ByteArray): Factors {
+        val code = ScaleCode.values().find { it.number == number }
+        if (code == null ||
+            minOf(r, dIn, dOut) < 0
+        ) {
+            throw LordbaError("adapter blob: a module has the scale code $number")
+        }
+        val (sIn, sMid, sOut) = listOf(dIn, r, dOut).mapIndexed { i, n -> scales(blob, offsets[2 + i], code, n) }
+        val aSigns = RawTensor(DType.U8, listOf(r, packedWidth(dIn)), section(blob, offsets[0], r * packedWidth(dIn)))
+        val bSigns = RawTensor(DType.U8, listOf(dOut, packedWidth(r)), section(blob, offsets[1], dOut * packedWidth(r)))
+        return Factors(
+            r,
+            dIn,
+            dOut,
+            FloatArray(r * dIn) { aSigns.sign(it / dIn, it % dIn) * sMid[it / dIn] * sIn[it % dIn] },
+            FloatArray(dOut * r) { bSigns.sign(it / r, it % r) * sOut[it / r] },
+        )
+    }
+
+    private fun scales(
+        blob: ByteArray,
+        offset: Long,
+        code: ScaleCode,
+        n: Int,
+    ): FloatArray {
+        val prefix = mapOf(ScaleCode.LOG4 to 16, ScaleCode.INT8 to 2)[code] ?: 0
+        val meaning = RawTensor(DType.F32, listOf(prefix), section(blob, offset, 4 * prefix)).floats()
+        val stored = code.storedLength(n)
+        val data = section(blob, offset + 4 * prefix, stored * code.dtype.bytes)
+        return when (code) {
+            ScaleCode.LOG4 -> FloatArray(n) { meaning[data[it / 2].toInt() shr 4 * (it % 2) and 15] }
+            ScaleCode.INT8 -> FloatArray(n) { int8(data[it].toInt() and 0xff, meaning[0], meaning[1]) }
+            else -> RawTensor(code.dtype, listOf(n), data).floats()
+        }
+    }
+
+    private fun int8(
+        code: Int,
+        lo: Float,
+        step: Float,
+    ) = if (code == 0) 0f else lo + step * (code - 1)
+
+    private fun section(
+        blob: ByteArray,
+        offset: Long,
+        bytes: Int,
+    ): ByteArray {
+        if (offset < 0 || bytes < 0 || offset + bytes > blob.size) {
+            throw LordbaError("adapter blob: a module reaches beyond the end; copy or export the bundle again")
+        }
+        return blob.copyOfRange(offset.toInt(), offset.toInt() + bytes)
+    }
+}
+
+private fun records(blob: ByteArray): List<BlobRecord?> {
     val bytes = ByteBuffer.wrap(blob).order(ByteOrder.LITTLE_ENDIAN)
     if (blob.size < HEADER_BYTES || !blob.copyOf(BLOB_MAGIC.size).contentEquals(BLOB_MAGIC)) {
         throw LordbaError("not an adapter blob, or shorter than its header: ${blob.size} bytes")
     }
     val (version, count, total) = Triple(bytes.getInt(8), bytes.getInt(12), bytes.getLong(16))
-    if (version != BLOB_VERSION || total !in 0..blob.size || count < 0 || blob.size < HEADER_BYTES + 64L * count) {
+    val recordsEnd = HEADER_BYTES + RECORD_BYTES.toLong() * count
+    if (version != BLOB_VERSION || total !in 0..blob.size || count < 0 || recordsEnd > blob.size) {
         throw LordbaError("not an adapter blob of version $BLOB_VERSION, or truncated: ${blob.size} bytes of $total")
     }
-    return List(count) {
-        val record = HEADER_BYTES + RECORD_BYTES * it
-        if (bytes.getInt(record) == 0) null else bytes.getInt(record + 4) to bytes.getInt(record + 8)
-    }
+    return List(count) { BlobRecord(bytes, HEADER_BYTES + RECORD_BYTES * it).takeIf { record -> record.r != 0 } }
 }
 
 private fun scaleSection(scales: EncodedScales): ByteArray {

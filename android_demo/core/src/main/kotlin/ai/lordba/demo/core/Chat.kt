@@ -49,7 +49,11 @@ data class Chat(
         val tail = start(tokenizer, "assistant")
         var first = 0
         // A cut between user and assistant would leave an answer without its question.
-        while (first < turns.lastIndex && head.size + turns.drop(first).sumOf { it.size } + tail.size > longest) first += 2
+        while (first < turns.lastIndex &&
+            head.size + turns.drop(first).sumOf { it.size } + tail.size > longest
+        ) {
+            first += 2
+        }
         return fitting(turns.drop(first).fold(head) { text, turn -> text + turn } + tail, longest)
     }
 

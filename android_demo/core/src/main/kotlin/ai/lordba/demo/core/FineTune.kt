@@ -5,36 +5,48 @@ import java.util.Random
 
 /** What a screen shows of a run of fine-tuning. */
 sealed class FineTuneState {
-    object Idle : FineTuneState()
+    /** The loss of each step done, nats per token. */
+    abstract val losses: List<Float>
+
+    object Idle : FineTuneState() {
+        override val losses = emptyList<Float>()
+    }
 
     /** The text is cut and the training program loads. */
-    object Preparing : FineTuneState()
+    object Preparing : FineTuneState() {
+        override val losses = emptyList<Float>()
+    }
 
-    /** [losses] has one value per step done, nats per token. */
+    /** [tokens] are those of the text that is learned. */
     data class Running(
         val steps: Int,
-        val losses: List<Float>,
+        override val losses: List<Float>,
         val tokens: Int,
     ) : FineTuneState()
 
     /** Packing to signs and installing; it cannot be cancelled any more. */
     data class Saving(
-        val losses: List<Float>,
+        override val losses: List<Float>,
     ) : FineTuneState()
 
     data class Saved(
         val adapter: String,
-        val losses: List<Float>,
+        override val losses: List<Float>,
     ) : FineTuneState()
 
     /** Ended by the user; nothing was written. */
     data class Cancelled(
-        val losses: List<Float>,
+        override val losses: List<Float>,
+    ) : FineTuneState()
+
+    /** Ended by the app; [FineTune.resume] goes on. */
+    data class Paused(
+        override val losses: List<Float>,
     ) : FineTuneState()
 
     data class Failed(
         val message: String,
-        val losses: List<Float>,
+        override val losses: List<Float>,
     ) : FineTuneState()
 
     val isBusy: Boolean get() = this is Preparing || this is Running || this is Saving
@@ -51,32 +63,61 @@ data class FineTuneRequest(
 )
 
 /**
- * One run of fine-tuning: text in, a new adapter of the bundle out.
+ * Fine-tuning: text in, a new adapter of the bundle out.
  *
- * [run] works in the thread that calls it and tells [onState] of every change; [cancel] may come from any thread and
- * takes effect before the next step. Whatever happens, the bundle has the new adapter entirely or not at all.
+ * [run] and [resume] work in the thread that calls them and tell [onState] of every change; [cancel] may come from any
+ * thread and takes effect before the next step. However it ends, killed included, the bundle has the new adapter
+ * entirely or not at all; a run that was killed goes on from its last checkpoint, which lies in [scratch].
  */
 class FineTune(
     private val bank: AdapterBank,
     private val tokenizer: Tokenizer,
     private val trainers: TrainerFactory,
-    private val scratch: File,
+    scratch: File,
+    private val checkpointSteps: Int = 10,
     private val onState: (FineTuneState) -> Unit,
 ) {
+    private val files = FineTuneFiles(scratch)
+
+    private enum class Wish { GO_ON, PAUSE, CANCEL }
+
     @Volatile
-    private var cancelled = false
+    private var wish = Wish.GO_ON
 
     /** Ends the run before its next step; a run that is saving already is saved. */
     fun cancel() {
-        cancelled = true
+        wish = Wish.CANCEL
     }
 
-    /** Runs to the end and returns the state that it ended in; throws nothing that the user can mend. */
-    fun run(request: FineTuneRequest): FineTuneState {
+    /** Ends the run before its next step with a checkpoint. */
+    fun pause() {
+        if (wish == Wish.GO_ON) wish = Wish.PAUSE
+    }
+
+    /** Runs to the end and returns the state that it ended in; mistakes of the user are [FineTuneState.Failed]. */
+    fun run(request: FineTuneRequest): FineTuneState =
+        finish { losses ->
+            check(request)
+            files.begin(request, bank.bundle.manifest.fingerprint)
+            train(request, losses, fresh = true)
+        }
+
+    /** Goes on with a run that did not end, from its last checkpoint; see [FineTuneFiles.pending]. */
+    fun resume(): FineTuneState =
+        finish { losses ->
+            val request =
+                files.pending(bank.bundle.manifest.fingerprint)
+                    ?: throw LordbaError("there is no run to go on with; start a new one")
+            check(request)
+            train(request, losses, fresh = false)
+        }
+
+    private fun finish(work: (MutableList<Float>) -> FineTuneState): FineTuneState {
         val losses = ArrayList<Float>()
         val end =
             try {
-                train(request, losses)
+                onState(FineTuneState.Preparing)
+                work(losses).also { if (it !is FineTuneState.Paused) files.discard() }
             } catch (error: LordbaError) {
                 FineTuneState.Failed(error.message ?: "failed", losses.toList())
             }
@@ -87,42 +128,40 @@ class FineTune(
     private fun train(
         request: FineTuneRequest,
         losses: MutableList<Float>,
+        fresh: Boolean,
     ): FineTuneState {
-        onState(FineTuneState.Preparing)
-        check(request)
         trainers.whyNot(bank.bundle)?.let { throw LordbaError(it) }
-        val start = request.start?.let { bank.bundle.adapterFile(it) }
-        return trainers.open(bank.bundle, start, request.settings).use { trainer ->
+        val start = request.start?.let { blobFactors(blobOf(bank.bundle.adapterFile(it)!!)) }
+        trainers.open(bank.bundle, start, request.settings).use { trainer ->
+            if (!fresh) losses.addAll(files.load(trainer))
             val windows = windows(tokenizer.encodePlain(request.text), minOf(request.tokensPerStep, trainer.longest))
-            val order = epochs(windows.size, request.settings.seed).iterator()
-            for (step in 1..request.steps) {
-                if (cancelled) return FineTuneState.Cancelled(losses.toList())
-                val loss = trainer.step(windows[order.next()])
-                if (loss.isNaN() || loss.isInfinite()) {
-                    throw LordbaError("the loss became $loss at step $step; take a smaller learning rate")
-                }
-                losses.add(loss)
+            val order = epochs(windows.size, request.settings.seed).drop(losses.size).iterator()
+            while (losses.size < request.steps && wish == Wish.GO_ON) {
+                losses.add(finite(trainer.step(windows[order.next()]), losses.size + 1))
                 onState(FineTuneState.Running(request.steps, losses.toList(), windows.sumOf { it.size }))
+                if (losses.size % checkpointSteps == 0) files.save(trainer, losses)
             }
-            if (cancelled) return FineTuneState.Cancelled(losses.toList())
+            if (wish == Wish.CANCEL) return FineTuneState.Cancelled(losses.toList())
+            if (losses.size < request.steps) {
+                files.save(trainer, losses)
+                return FineTuneState.Paused(losses.toList())
+            }
             onState(FineTuneState.Saving(losses.toList()))
-            save(trainer, request.adapter)
-            FineTuneState.Saved(request.adapter, losses.toList())
+            val manifest = bank.bundle.manifest
+            bank.install(
+                request.adapter,
+                Adapter(trainer.pack(), ScaleCode.LOG4, manifest.baseName, manifest.fingerprint),
+            )
+            return FineTuneState.Saved(request.adapter, losses.toList())
         }
     }
 
-    private fun save(
-        trainer: Trainer,
-        name: String,
-    ) {
-        val folder = File(scratch, "packed-$name")
-        folder.deleteRecursively() // of a run that was killed
-        try {
-            trainer.pack(folder)
-            bank.install(name, loadAdapter(folder))
-        } finally {
-            folder.deleteRecursively()
-        }
+    private fun finite(
+        loss: Float,
+        step: Int,
+    ): Float {
+        if (!loss.isNaN() && !loss.isInfinite()) return loss
+        throw LordbaError("the loss became $loss at step $step; take a smaller learning rate")
     }
 
     private fun check(request: FineTuneRequest) {

@@ -80,7 +80,11 @@ private fun checkFits(
                 "install it into a bundle of its own base",
         )
     }
-    val unknown = adapter.modules.keys - bundle.manifest.modules.filterNotNull().toSet()
+    val unknown =
+        adapter.modules.keys -
+            bundle.manifest.modules
+                .filterNotNull()
+                .toSet()
     if (unknown.isNotEmpty()) {
         throw LordbaError(
             "adapter $name: adapts ${unknown.min()}, for which the program of ${bundle.folder} has no place; " +

@@ -38,11 +38,13 @@ class LatencyRun(
         val longest = bank.bundle.manifest.maxSeqLen
         if (plan.prefillTokens < 1 || plan.prefillTokens + plan.decodeTokens > longest) {
             throw LordbaError(
-                "${plan.prefillTokens} tokens and ${plan.decodeTokens} more do not fit the program, which was exported " +
-                    "for $longest; measure fewer or export with a larger --max-seq-len",
+                "${plan.prefillTokens} tokens and ${plan.decodeTokens} more do not fit the program, which was " +
+                    "exported for $longest; measure fewer or export with a larger --max-seq-len",
             )
         }
-        val forbidden = bank.bundle.manifest.eosIds.toSet()
+        val forbidden =
+            bank.bundle.manifest.eosIds
+                .toSet()
         return (0 until plan.prefillTokens + 1 + forbidden.size)
             .filter { it !in forbidden }
             .take(plan.prefillTokens)

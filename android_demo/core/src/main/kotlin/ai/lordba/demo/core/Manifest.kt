@@ -66,7 +66,10 @@ fun manifestOf(record: JsonObject): Manifest =
     Manifest(
         target = record.string("target"),
         program = record.string("program"),
-        base = strings(record, "base").also { base -> listOf("name", "fingerprint").forEach { base[it] ?: absent(it) } },
+        base =
+            strings(record, "base").also { base ->
+                listOf("name", "fingerprint").forEach { base[it] ?: absent(it) }
+            },
         baseQuant = record.string("base_quant"),
         toolchain = strings(record, "toolchain"),
         requires = record.list("requires").map { it.asText("requires") },

@@ -45,16 +45,25 @@ private fun scalesOf(
             flat(code.dtype, ranges + module.scales.map { it.values.data })
         }
 
-        ScaleCode.FP32 -> flat(DType.F32, module.scales.map { floatBytes(it.decode()) })
+        ScaleCode.FP32 -> {
+            flat(DType.F32, module.scales.map { floatBytes(it.decode()) })
+        }
 
-        else -> throw LordbaError("the program takes ${code.id} scales, the adapter has ${module.sIn.code.id}")
+        else -> {
+            throw LordbaError("the program takes ${code.id} scales, the adapter has ${module.sIn.code.id}")
+        }
     }
 
 private fun flat(
     dtype: DType,
     parts: List<ByteArray>,
 ): RawTensor {
-    val data = parts.fold(ByteArrayOutputStream()) { all, part -> all.apply { write(part, 0, part.size) } }.toByteArray()
+    val data =
+        parts
+            .fold(
+                ByteArrayOutputStream(),
+            ) { all, part -> all.apply { write(part, 0, part.size) } }
+            .toByteArray()
     return RawTensor(dtype, listOf(data.size / dtype.bytes), data)
 }
 

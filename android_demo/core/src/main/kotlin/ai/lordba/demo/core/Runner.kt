@@ -28,7 +28,7 @@ interface Runner : AutoCloseable {
     ): FloatArray
 }
 
-/** An adapter in memory; whoever loaded it closes it, and never while it is in use. */
+/** An adapter in memory; whoever loaded it closes it, and not before the runner uses another or is closed. */
 interface LoadedAdapter : AutoCloseable
 
 /** Opens the runner that a bundle's target and adapter mode need. */

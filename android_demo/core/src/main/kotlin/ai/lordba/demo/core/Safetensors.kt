@@ -71,7 +71,12 @@ private fun readSafetensors(file: RandomAccessFile): Safetensors {
     val text = ByteArray(headerBytes.toInt()).also(file::readFully)
     val header =
         parseJson(String(text, Charsets.UTF_8)) as? JsonObject ?: throw JsonShapeError("its header is no object")
-    val metadata = header.getAsJsonObject("__metadata__")?.entrySet().orEmpty().associate { (k, v) -> k to v.asText(k) }
+    val metadata =
+        header
+            .getAsJsonObject("__metadata__")
+            ?.entrySet()
+            .orEmpty()
+            .associate { (k, v) -> k to v.asText(k) }
     val entries =
         header
             .entrySet()

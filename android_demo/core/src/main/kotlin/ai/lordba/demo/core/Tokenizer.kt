@@ -66,16 +66,14 @@ class Tokenizer private constructor(
                 of(parseJsonObject(file))
             } catch (error: JsonShapeError) {
                 throw LordbaError(
-                    "$file: is no tokenizer that this app reads (${error.message}); it reads byte-level BPE, as of " +
-                        "SmolLM2, GPT-2 and Qwen2",
+                    "$file: is no tokenizer that this app reads (${error.message}); it reads byte-level BPE, as of SmolLM2 and GPT-2",
                     error,
                 )
             }
 
         private fun of(json: JsonObject): Tokenizer {
             if (!json.need("normalizer").isJsonNull) throw JsonShapeError("it has a normalizer")
-            val post = json.need("post_processor")
-            if (!post.isJsonNull && typeOf(post) != "ByteLevel") throw JsonShapeError("it has a ${typeOf(post)}")
+            checkPostProcessor(json.need("post_processor"))
             if (typeOf(json.need("decoder")) != "ByteLevel") throw JsonShapeError("its decoder is not ByteLevel")
             val tokens = json.objects("added_tokens")
             for (token in tokens) {
@@ -93,6 +91,13 @@ class Tokenizer private constructor(
             )
         }
 
+        /** A template may not add tokens to a text. */
+        private fun checkPostProcessor(json: JsonElement) {
+            if (json.isJsonNull || typeOf(json) == "ByteLevel") return
+            val parts = if (typeOf(json) == "TemplateProcessing") (json as JsonObject).objects("single") else emptyList()
+            if (parts.size != 1 || !parts[0].has("Sequence")) throw JsonShapeError("it has a ${typeOf(json)}")
+        }
+
         /** The pattern that cuts text into words, and whether digits are cut apart before. */
         private fun splitterOf(json: JsonElement): Pair<Regex, Boolean> {
             val parts = if (typeOf(json) == "Sequence") (json as JsonObject).objects("pretokenizers") else listOf(json)
@@ -101,10 +106,7 @@ class Tokenizer private constructor(
                 throw JsonShapeError("its pre-tokenizer is not one ByteLevel without a space before the text")
             }
             val digits = before.filter { typeOf(it) == "Digits" && it.boolean("individual_digits") }
-            val splits = before.filter { typeOf(it) == "Split" }
-            if (digits.size + splits.size != before.size || digits.size > 1 || splits.isNotEmpty()) {
-                throw JsonShapeError("its pre-tokenizer has ${before.map { typeOf(it) }}")
-            }
+            if (digits.size != before.size) throw JsonShapeError("its pre-tokenizer has ${before.map { typeOf(it) }}")
             if (!byteLevel[0].boolean("use_regex")) throw JsonShapeError("its ByteLevel does not cut words")
             return WORDS to digits.isNotEmpty()
         }
@@ -142,7 +144,11 @@ private object ByteAlphabet {
             printable.forEach { characters[it] = it.toChar() }
             ((0..255) - printable.toSet()).forEachIndexed { i, byte -> characters[byte] = (256 + i).toChar() }
         }
-    private val bytes: Map<Char, Byte> = characters.withIndex().associate { (byte, character) -> character to byte.toByte() }
+    private val bytes: Map<Char, Byte> =
+        characters.withIndex().associate { (byte, character) ->
+            character to
+                byte.toByte()
+        }
 
     fun encode(text: String): String =
         text.toByteArray(Charsets.UTF_8).joinToString("") { characters[it.toInt() and 0xff].toString() }
@@ -203,14 +209,26 @@ private class Bpe(
             if (json.string("type") != "BPE") throw JsonShapeError("its model is ${json.string("type")}")
             for (key in listOf("unk_token", "continuing_subword_prefix", "end_of_word_suffix", "dropout")) {
                 val value = json.get(key)
-                if (value != null && !value.isJsonNull && value.toString() != "\"\"") throw JsonShapeError("it has a $key")
+                if (value != null && !value.isJsonNull &&
+                    value.toString() != "\"\""
+                ) {
+                    throw JsonShapeError("it has a $key")
+                }
             }
             if (json.get("byte_fallback")?.asBoolean == true) throw JsonShapeError("it has byte_fallback")
             val vocabulary = HashMap<String, Int>()
             json.nested("vocab").entrySet().forEach { (token, id) -> vocabulary[token] = id.asWhole(token).toInt() }
             val ranks = HashMap<Long, Merge>()
             json.list("merges").forEachIndexed { rank, merge ->
-                val (left, right) = if (merge.isJsonArray) merge.asJsonArray.map { it.asString } else merge.asString.split(" ")
+                val (left, right) =
+                    if (merge.isJsonArray) {
+                        merge.asJsonArray.map { it.asString }
+                    } else {
+                        merge.asString
+                            .split(
+                                " ",
+                            )
+                    }
 
                 fun id(token: String) = vocabulary[token] ?: throw JsonShapeError("its merge $rank makes no token")
                 ranks[pair(id(left), id(right))] = Merge(rank, id(left + right))

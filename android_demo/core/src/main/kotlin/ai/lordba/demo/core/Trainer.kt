@@ -2,10 +2,9 @@ package ai.lordba.demo.core
 
 import java.io.File
 
-/** What a run of fine-tuning is told; the learning rate is that of the latent factors. */
+/** What a run of fine-tuning is told; the learning rate is that of the latent factors, by AdamW. */
 data class TrainingSettings(
     val learningRate: Float = 1e-3f,
-    val momentum: Float = 0.9f,
     val seed: Long = 0,
 )
 
@@ -18,26 +17,43 @@ interface Trainer : AutoCloseable {
     /** The longest token sequence that [step] takes. */
     val longest: Int
 
-    /**
-     * One optimizer step on a token sequence, 2 to [longest] ids, each token being predicted from those before it.
-     *
-     * Returns the loss before the step: cross-entropy, nats per token.
-     */
+    /** One optimizer step on 2 to [longest] token ids; returns the loss before it, nats per predicted token. */
     fun step(tokens: IntArray): Float
 
-    /** Writes the latents as signs and scales: an adapter folder as docs/format.md has it, at a path that is free. */
-    fun pack(folder: File)
+    /** The latents as signs and log4 scales, by the module's path. */
+    fun pack(): Map<String, SignModule>
+
+    /** Writes a checkpoint, complete or not at all: latents, the optimizer's state and a note of the caller's. */
+    fun save(
+        file: File,
+        note: String,
+    )
+
+    /** Goes on from a checkpoint and returns its note. */
+    fun load(file: File): String
 }
 
 /** Opens a [Trainer]. */
 interface TrainerFactory {
-    /** Whether the bundle holds a training program that this app can run; if not, the reason in one sentence. */
+    /** Null if the bundle holds a training program that this app can run, else the reason in one sentence. */
     fun whyNot(bundle: Bundle): String?
 
-    /** Loads the training program. [start] is the runtime's file of the adapter to go on from, null starts from nothing. */
+    /**
+     * Loads the training program. The latents begin as [start], one entry per module of the manifest in its order, or,
+     * if null, as a LoRA's do.
+     */
     fun open(
         bundle: Bundle,
-        start: File?,
+        start: List<Factors?>?,
         settings: TrainingSettings,
     ): Trainer
 }
+
+/** An adapter of one layer as float factors: its update is B A x. [a] is [r, dIn], [b] is [dOut, r], row-major. */
+class Factors(
+    val r: Int,
+    val dIn: Int,
+    val dOut: Int,
+    val a: FloatArray,
+    val b: FloatArray,
+)

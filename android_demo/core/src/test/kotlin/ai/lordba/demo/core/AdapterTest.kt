@@ -47,7 +47,11 @@ class AdapterTest {
             val copy = File(Golden.scratch(), "copy")
             saveAdapter(loadAdapter(Golden.file(folder)), copy)
             for (name in listOf(CONFIG_NAME, WEIGHTS_NAME)) {
-                assertContentEquals(Golden.file("$folder/$name").readBytes(), File(copy, name).readBytes(), "$folder $name")
+                assertContentEquals(
+                    Golden.file("$folder/$name").readBytes(),
+                    File(copy, name).readBytes(),
+                    "$folder $name",
+                )
             }
             assertRefused("exists already") { saveAdapter(loadAdapter(copy), copy) }
         }
@@ -86,7 +90,13 @@ class AdapterTest {
 
     @Test
     fun `halves are exact`() {
-        for ((bits, value) in mapOf(0x3c00 to 1f, 0x0001 to 5.9604645e-8f, 0x7bff to 65504f, 0xc000 to -2f, 0x7c00 to Float.POSITIVE_INFINITY)) {
+        for ((bits, value) in mapOf(
+            0x3c00 to 1f,
+            0x0001 to 5.9604645e-8f,
+            0x7bff to 65504f,
+            0xc000 to -2f,
+            0x7c00 to Float.POSITIVE_INFINITY,
+        )) {
             assertEquals(value, halfToFloat(bits.toShort()))
         }
         assertTrue(halfToFloat(0x7e00).isNaN())
@@ -96,7 +106,18 @@ class AdapterTest {
         expected: List<String>,
         packed: RawTensor,
     ) {
-        val found = expected.indices.map { row -> expected[row].indices.joinToString("") { if (packed.sign(row, it) < 0) "-" else "+" } }
+        val found =
+            expected.indices.map { row ->
+                expected[row].indices.joinToString("") {
+                    if (packed.sign(row, it) <
+                        0
+                    ) {
+                        "-"
+                    } else {
+                        "+"
+                    }
+                }
+            }
         assertEquals(expected, found)
     }
 
@@ -128,7 +149,14 @@ class AdapterTest {
         change: (ByteArray) -> Unit,
     ) {
         val stored = readSafetensors(file)
-        change(stored.tensors.filterValues { it.dtype.name == dtype }.toSortedMap().values.first().data)
+        change(
+            stored.tensors
+                .filterValues { it.dtype.name == dtype }
+                .toSortedMap()
+                .values
+                .first()
+                .data,
+        )
         file.writeBytes(safetensorsBytes(stored.tensors, stored.metadata))
     }
 

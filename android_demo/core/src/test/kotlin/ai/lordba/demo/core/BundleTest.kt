@@ -38,7 +38,10 @@ class BundleTest {
         val folder = Golden.bundle()
         File(folder.parentFile, "outside.bin").writeBytes(File(folder, "model.bin").readBytes())
         change(folder) { record ->
-            record.list("files").map { it as JsonObject }.first { it.string("path") == "model.bin" }
+            record
+                .list("files")
+                .map { it as JsonObject }
+                .first { it.string("path") == "model.bin" }
                 .addProperty("path", "../outside.bin")
             record.addProperty("program", "../outside.bin")
         }
@@ -84,15 +87,33 @@ class BundleTest {
     ) {
         val file = damage.get("file")?.let { File(folder, it.asString) }
         when (damage.string("kind")) {
-            "flip_byte" -> file!!.writeBytes(file.readBytes().also { it[it.size / 2] = (it[it.size / 2].toInt() xor 1).toByte() })
-            "truncate" -> file!!.writeBytes(file.readBytes().let { it.copyOf(it.size - 1) })
-            "remove" -> assertTrue(file!!.delete())
-            "manifest" ->
+            "flip_byte" -> {
+                file!!.writeBytes(
+                    file.readBytes().also {
+                        it[it.size / 2] =
+                            (it[it.size / 2].toInt() xor 1).toByte()
+                    },
+                )
+            }
+
+            "truncate" -> {
+                file!!.writeBytes(file.readBytes().let { it.copyOf(it.size - 1) })
+            }
+
+            "remove" -> {
+                assertTrue(file!!.delete())
+            }
+
+            "manifest" -> {
                 change(folder) { record ->
                     damage.getAsJsonObject("set")?.entrySet()?.forEach { (key, value) -> record.add(key, value) }
                     damage.get("remove")?.let { record.remove(it.asString) }
                 }
-            else -> error("unknown damage $damage")
+            }
+
+            else -> {
+                error("unknown damage $damage")
+            }
         }
     }
 

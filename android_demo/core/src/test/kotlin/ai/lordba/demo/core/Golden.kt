@@ -14,16 +14,24 @@ object Golden {
 
     fun file(path: String): File = File(root, path).also { assertTrue(it.exists(), "$it is missing") }
 
-    fun objects(path: String): List<JsonObject> = (parseJson(file(path).readText()) as JsonArray).map { it as JsonObject }
+    fun objects(path: String): List<JsonObject> =
+        (parseJson(file(path).readText()) as JsonArray).map { it as JsonObject }
 
     fun json(path: String): JsonObject = parseJsonObject(file(path))
 
     /** A copy of the golden bundle that a test may change. */
-    fun bundle(): File = scratch().let { file("demo/bundle").copyRecursively(File(it, "bundle")).let { _ -> File(it, "bundle") } }
+    fun bundle(): File =
+        scratch().let {
+            file("demo/bundle").copyRecursively(File(it, "bundle")).let { _ ->
+                File(it, "bundle")
+            }
+        }
 
     /** A new folder that goes when the tests end. */
     fun scratch(): File =
-        Files.createTempDirectory("lordba").toFile().also { Runtime.getRuntime().addShutdownHook(Thread { it.deleteRecursively() }) }
+        Files.createTempDirectory("lordba").toFile().also {
+            Runtime.getRuntime().addShutdownHook(Thread { it.deleteRecursively() })
+        }
 }
 
 fun JsonElement.ints(): IntArray = asJsonArray.map { it.asInt }.toIntArray()

@@ -10,7 +10,13 @@ class ProfileTest {
     @Test
     fun `the profile file is Python's byte for byte`() {
         val given = Golden.json("demo/profile/samples.json")
-        val text = profileJson(given.objects("series").map(::seriesOf), deviceOf(given), given.nested("machine"), given.nested("conditions"))
+        val text =
+            profileJson(
+                given.objects("series").map(::seriesOf),
+                deviceOf(given),
+                given.nested("machine"),
+                given.nested("conditions"),
+            )
         assertEquals(Golden.file("demo/profile/profile.json").readText(), text)
     }
 
@@ -32,7 +38,13 @@ class ProfileTest {
 
     private fun deviceOf(given: JsonObject): Device {
         val json = given.nested("device")
-        return Device(json.string("device"), json.string("arch"), json.string("os"), json.long("totalMem"), json.long("availMem"))
+        return Device(
+            json.string("device"),
+            json.string("arch"),
+            json.string("os"),
+            json.long("totalMem"),
+            json.long("availMem"),
+        )
     }
 
     private fun seriesOf(json: JsonObject) =

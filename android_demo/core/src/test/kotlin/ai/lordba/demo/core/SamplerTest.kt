@@ -10,7 +10,11 @@ class SamplerTest {
         assertEquals(40, cases.size)
         for (case in cases) {
             val sampling = Sampling(case.number("temperature"), case.int("top_k"), case.number("top_p"))
-            assertEquals(case.int("token"), sample(case.get("logits").floats(), sampling, case.number("uniform")), "$case")
+            assertEquals(
+                case.int("token"),
+                sample(case.get("logits").floats(), sampling, case.number("uniform")),
+                "$case",
+            )
         }
     }
 
