@@ -13,6 +13,7 @@ project=$(cd "$(dirname "$0")/.." && pwd)
 mkdir -p "$1"
 folder=$(cd "$1" && pwd)
 paths=$("$project/scripts/android_toolchain.sh" apk) && eval "$paths"
+export JAVA_HOME JAVA_OPTS="-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Xmx1g" # short runs: compiling hot code does not pay
 executorch=$(python3 -c "from importlib.util import find_spec; print(*find_spec('executorch').submodule_search_locations)")
 
 {

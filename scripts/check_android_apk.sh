@@ -22,6 +22,7 @@ quietly() { "$@" >"$folder/step.log" 2>&1 || { cat "$folder/step.log" >&2; fail 
 
 step "toolchain, in pinned versions"
 paths=$("$project/scripts/android_toolchain.sh" apk native) && eval "$paths"
+export JAVA_HOME JAVA_OPTS="-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Xmx1g" # short runs: compiling hot code does not pay
 work=$folder/work
 rm -rf "$work"
 mkdir -p "$work/apk/lib/arm64-v8a"

@@ -76,8 +76,8 @@ class Engine(
                 readBundle(listing.folder) { done, all ->
                     show { copy(status = "checking ${listing.folder.name}: ${done * 100 / maxOf(all, 1)} %") }
                 }
-            val file = bundle.manifest.tokenizer ?: throw LordbaError("${bundle.folder}: holds no tokenizer; export it again")
-            val tokenizer = Tokenizer.read(tokenizerFile(File(bundle.folder, file)))
+            val path = bundle.manifest.tokenizer ?: throw LordbaError("${bundle.folder}: holds no tokenizer")
+            val tokenizer = Tokenizer.read(File(bundle.folder, path))
             show { copy(status = "loading ${bundle.manifest.baseName}") }
             val runner = NativeRunners.open(bundle)
             opened = Opened(AdapterBank(bundle, runner), tokenizer)
@@ -108,7 +108,8 @@ class Engine(
                 done
             }
         val speed = generated.tokensPerSecond?.let { "%.1f tokens/s".format(it) } ?: "one token"
-        show { copy(status = "$speed, prefill of ${generated.prefillTokens} in ${generated.prefillNanos / 1000000} ms") }
+        val prefill = "prefill of ${generated.prefillTokens} tokens in ${generated.prefillNanos / 1000000} ms"
+        show { copy(status = "$speed, $prefill") }
     }
 
     /** Measures the base and an adapter in turn, and writes the profile file where adb can read it. */
@@ -127,7 +128,7 @@ class Engine(
         if (series.isEmpty()) throw LordbaError("stopped before anything was measured")
         val file = File(folder, "profile-${opened.bank.bundle.folder.name}-$adapter.json")
         val partial = File(folder, file.name + ".partial")
-        val conditions = jsonObject("prefill_tokens" to plan.prefillTokens, "rounds" to plan.rounds, "stopped" to stopping)
+        val conditions = jsonObject("rounds" to plan.rounds, "warm_up" to plan.warmUp, "stopped" to stopping)
         partial.writeText(profileJson(series, device, jsonObject("app" to "thin"), conditions))
         if (!partial.renameTo(file)) throw LordbaError("$file: cannot be written")
         show { copy(answer = tableOf(series), status = file.path) }
@@ -166,14 +167,12 @@ class Engine(
         listen(next)
     }
 
-    private fun tokenizerFile(path: File) = if (path.isDirectory) File(path, "tokenizer.json") else path
-
     private fun tableOf(series: List<Series>): String =
         series.joinToString("\n") { row ->
             val base = series.find { it.adapter == "none" && it.conditions == row.conditions && it !== row }
             val over = base?.let { overhead(row.samples, it.samples) }
-            val percent = over?.let { if (it.percent == null) " (within the noise)" else " (%+.1f %%)".format(it.percent) }
-            "%-8s %-10s %8.2f ms%s".format(row.phase, row.adapterName ?: "base", median(row.samples), percent ?: "")
+            val said = if (over == null) "" else over.percent?.let { " (%+.1f %%)".format(it) } ?: " (within the noise)"
+            "%-8s %-10s %8.2f ms%s".format(row.phase, row.adapterName ?: "base", median(row.samples), said)
         }
 
     private companion object {

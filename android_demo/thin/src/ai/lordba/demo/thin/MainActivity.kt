@@ -137,8 +137,8 @@ class MainActivity : Activity() {
     private fun device(): Device {
         val memory = ActivityManager.MemoryInfo()
         (getSystemService(ACTIVITY_SERVICE) as ActivityManager).getMemoryInfo(memory)
-        val name = "${Build.MANUFACTURER} ${Build.MODEL}"
-        return Device(name, Build.SUPPORTED_ABIS[0], "Android ${Build.VERSION.RELEASE}", memory.totalMem, memory.availMem)
+        val (name, system) = "${Build.MANUFACTURER} ${Build.MODEL}" to "Android ${Build.VERSION.RELEASE}"
+        return Device(name, Build.SUPPORTED_ABIS[0], system, memory.totalMem, memory.availMem)
     }
 
     private companion object {
@@ -153,6 +153,9 @@ class MainActivity : Activity() {
         fun engineOf(activity: Activity): Engine = engine ?: Engine(BundleStore(roots(activity))).also { engine = it }
 
         /** The app's own folder, and the one that adb can write to. */
-        private fun roots(activity: Activity) = listOfNotNull(File(activity.filesDir, "bundles"), activity.getExternalFilesDir("bundles"))
+        private fun roots(activity: Activity): List<File> {
+            val own = File(activity.filesDir, "bundles")
+            return listOfNotNull(own, activity.getExternalFilesDir("bundles"))
+        }
     }
 }

@@ -1,13 +1,13 @@
 package ai.lordba.demo.runtime
 
 import ai.lordba.demo.core.Bundle
+import ai.lordba.demo.core.Factors
 import ai.lordba.demo.core.LordbaError
 import ai.lordba.demo.core.Runner
 import ai.lordba.demo.core.RunnerFactory
 import ai.lordba.demo.core.Trainer
 import ai.lordba.demo.core.TrainerFactory
 import ai.lordba.demo.core.TrainingSettings
-import java.io.File
 
 /** The runtimes of this app: ONNX Runtime with our operator, ExecuTorch with our operators built in. */
 object NativeRunners : RunnerFactory {
@@ -42,7 +42,7 @@ object NativeTrainers : TrainerFactory {
 
     override fun open(
         bundle: Bundle,
-        start: File?,
+        start: List<Factors?>?,
         settings: TrainingSettings,
     ): Trainer = throw LordbaError("${bundle.folder}: ${whyNot(bundle)}")
 }

@@ -26,7 +26,7 @@ class OrtRunner(
     threads: Int = 0,
     library: String = "liblordba_ort.so",
 ) : Runner {
-    private val environment = OrtEnvironment.getEnvironment()
+    private val environment = OrtEnvironment.getEnvironment().apply { setTelemetry(false) }
     private val session = failing("cannot be loaded") { openSession(threads, library) }
     private val takesPositions = "position_ids" in session.inputNames
 
@@ -59,7 +59,10 @@ class OrtRunner(
             environment.createSession(bundle.program.path, options)
         }
 
-    override fun load(file: File?): LoadedAdapter = OrtAdapter(file?.let { failing("cannot take $it") { OrtLoraAdapter.create(it.path) } })
+    override fun load(file: File?): LoadedAdapter {
+        if (file == null) return OrtAdapter(null)
+        return OrtAdapter(failing("cannot take $file") { OrtLoraAdapter.create(file.path) })
+    }
 
     override fun use(adapter: LoadedAdapter) {
         if (adapter !is OrtAdapter) throw LordbaError("an adapter that another runner loaded cannot be used here")
@@ -76,7 +79,7 @@ class OrtRunner(
         tokens: IntArray,
         start: Int,
     ): FloatArray {
-        val options = options ?: throw LordbaError("${bundle.program}: no adapter is in use; load one, or the base alone")
+        val options = options ?: throw LordbaError("no adapter is in use; load one, or the base alone, first")
         if (start == 0) forget()
         if (start > 0 && last == null) throw LordbaError("${bundle.program}: the KV cache does not hold $start tokens")
         val own = ArrayList<OnnxTensor>() // made for this run alone
