@@ -29,7 +29,24 @@ fun <T> structuralEqualityPolicy(): SnapshotMutationPolicy<T> = TODO()
 fun <T> mutableStateOf(value: T, policy: SnapshotMutationPolicy<T> = structuralEqualityPolicy()): MutableState<T> = TODO()
 
 @Composable
-inline fun <T> remember(crossinline calculation: @Composable () -> T): T = TODO()
+inline fun <T> remember(crossinline calculation: @DisallowComposableCalls () -> T): T = TODO()
+
+@Composable
+inline fun <T> remember(key1: Any?, crossinline calculation: @DisallowComposableCalls () -> T): T = TODO()
+
+@Composable
+inline fun <T> remember(key1: Any?, key2: Any?, crossinline calculation: @DisallowComposableCalls () -> T): T = TODO()
+
+@Composable
+inline fun <T> remember(
+    key1: Any?,
+    key2: Any?,
+    key3: Any?,
+    crossinline calculation: @DisallowComposableCalls () -> T,
+): T = TODO()
+
+@Composable
+inline fun <T> remember(vararg keys: Any?, crossinline calculation: @DisallowComposableCalls () -> T): T = TODO()
 
 @Composable
 fun LaunchedEffect(key1: Any?, block: suspend CoroutineScope.() -> Unit): Unit = TODO()

@@ -43,8 +43,7 @@ class FineTuneViewModel(
     private val services: Services,
     private val saved: SavedStateHandle,
 ) : ViewModel() {
-    private val states =
-        MutableStateFlow(FineTuneScreenState(FineTuneForm(name = saved[NAME] ?: "mine", start = saved[START])))
+    private val states = MutableStateFlow(FineTuneScreenState(restored()))
     val state: StateFlow<FineTuneScreenState> = states.asStateFlow()
     private var running: FineTune? = null
 
@@ -56,6 +55,7 @@ class FineTuneViewModel(
     fun edit(form: FineTuneForm) {
         saved[NAME] = form.name
         saved[START] = form.start
+        saved[STEPS] = form.steps
         states.update { it.copy(form = form) }
     }
 
@@ -89,7 +89,7 @@ class FineTuneViewModel(
         withContext(Dispatchers.IO) {
             val bank = (engine as? EngineState.Ready)?.opened?.bank
             val whyNot = bank?.let { services.trainers.whyNot(it.bundle) }
-            val pending = bank?.let { FineTuneFiles(services.trainingFiles).pending(it.bundle.manifest.fingerprint) }
+            val pending = bank?.let { FineTuneFiles(services.trainingFiles, it.bundle.manifest.fingerprint).pending() }
             states.update { before ->
                 before.copy(
                     adapters = bank?.names.orEmpty(),
@@ -117,6 +117,9 @@ class FineTuneViewModel(
         }
     }
 
+    private fun restored() =
+        FineTuneForm(name = saved[NAME] ?: "mine", start = saved[START], steps = saved[STEPS] ?: 40)
+
     private fun saveDraft(text: String) =
         try {
             if (services.draft.isFile && services.draft.readText() == text) {
@@ -136,5 +139,6 @@ class FineTuneViewModel(
     private companion object {
         const val NAME = "name"
         const val START = "start"
+        const val STEPS = "steps"
     }
 }

@@ -108,7 +108,10 @@ class LatencyViewModel(
 
     private fun follow(engine: EngineState) {
         val names = (engine as? EngineState.Ready)?.opened?.bank?.names
-        states.update { it.copy(adapters = names.orEmpty(), isReady = names != null) }
+        states.update { before ->
+            val shown = if (engine is EngineState.Checking) before.copy(series = emptyList(), file = null) else before
+            shown.copy(adapters = names.orEmpty(), isReady = names != null)
+        }
     }
 
     override fun onCleared() = stop()

@@ -50,7 +50,7 @@ class AdapterBank(
         enter(name)
         try {
             generating.withLock {
-                if (closed) throw LordbaError("${bundle.folder}: the model was closed meanwhile; open it again")
+                checkOpen()
                 return block(switch(name))
             }
         } finally {
@@ -63,6 +63,7 @@ class AdapterBank(
         name: String,
         adapter: Adapter,
     ) = lock.withLock {
+        checkOpen() // a bundle belongs to one bank at a time
         bundle = install(bundle, name, adapter, write)
         forget(name)
     }
@@ -71,6 +72,7 @@ class AdapterBank(
     fun remove(name: String) {
         refuseInside("an adapter cannot be removed from inside a session: leave the session first")
         lock.withLock {
+            checkOpen()
             checkPresent(name)
             leaving.add(name)
             try {
@@ -149,6 +151,10 @@ class AdapterBank(
         wanted: LoadedAdapter?,
     ) {
         if (adapter !== current && adapter !== wanted) adapter.close()
+    }
+
+    private fun checkOpen() {
+        if (closed) throw LordbaError("${bundle.folder}: the model was closed meanwhile; open it again")
     }
 
     private fun checkPresent(name: String) {

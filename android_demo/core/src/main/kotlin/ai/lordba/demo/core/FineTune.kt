@@ -77,7 +77,7 @@ class FineTune(
     private val checkpointSteps: Int = 10,
     private val onState: (FineTuneState) -> Unit,
 ) {
-    private val files = FineTuneFiles(scratch)
+    private val files = FineTuneFiles(scratch, bank.bundle.manifest.fingerprint)
 
     private enum class Wish { GO_ON, PAUSE, CANCEL }
 
@@ -98,7 +98,7 @@ class FineTune(
     fun run(request: FineTuneRequest): FineTuneState =
         finish { losses ->
             check(request)
-            files.begin(request, bank.bundle.manifest.fingerprint)
+            files.begin(request)
             train(request, losses, fresh = true)
         }
 
@@ -106,7 +106,7 @@ class FineTune(
     fun resume(): FineTuneState =
         finish { losses ->
             val request =
-                files.pending(bank.bundle.manifest.fingerprint)
+                files.pending()
                     ?: throw LordbaError("there is no run to go on with; start a new one")
             check(request)
             train(request, losses, fresh = false)

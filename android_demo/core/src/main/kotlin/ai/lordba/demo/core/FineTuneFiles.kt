@@ -6,19 +6,20 @@ import java.io.File
 private const val REQUEST_NAME = "request.json"
 private const val CHECKPOINT_NAME = "checkpoint"
 
-/** What a run of fine-tuning leaves in its folder, so that it can go on after the process was killed. */
+/** What a run of fine-tuning over the base with this fingerprint leaves, so that it can go on after a kill. */
 class FineTuneFiles(
-    private val folder: File,
+    root: File,
+    fingerprint: String,
 ) {
+    private val folder = File(root, fingerprint.removePrefix("sha256:").take(16))
     private val request = File(folder, REQUEST_NAME)
     private val checkpoint = File(folder, CHECKPOINT_NAME)
 
-    /** The run that did not end, if it was for the base with this fingerprint. */
-    fun pending(fingerprint: String): FineTuneRequest? {
+    /** The run that did not end, or null. */
+    fun pending(): FineTuneRequest? {
         if (!request.isFile) return null
         return try {
             val json = parseJsonObject(request)
-            if (json.string("base_fingerprint") != fingerprint) return null
             FineTuneRequest(
                 json.string("text"),
                 json.string("adapter"),
@@ -32,14 +33,10 @@ class FineTuneFiles(
         }
     }
 
-    fun begin(
-        wanted: FineTuneRequest,
-        fingerprint: String,
-    ) {
+    fun begin(wanted: FineTuneRequest) {
         discard()
         val json =
             jsonObject(
-                "base_fingerprint" to fingerprint,
                 "text" to wanted.text,
                 "adapter" to wanted.adapter,
                 "start" to wanted.start,
@@ -71,5 +68,6 @@ class FineTuneFiles(
     fun discard() {
         request.delete() // first: without it nothing goes on
         checkpoint.delete()
+        folder.delete()
     }
 }

@@ -99,6 +99,8 @@ class AdapterBankTest {
         assertEquals(3, runner.log.count { it.startsWith("load") })
         bank.close()
         assertTrue(runner.open.isEmpty() && runner.closed)
+        assertRefused("closed meanwhile") { bank.use(null) {} }
+        assertRefused("closed meanwhile") { bank.install("late", adapter) }
     }
 
     @Test

@@ -58,8 +58,8 @@ class FineTuneTest {
         bank.remove("mine")
         val killed = FakeTrainers(beforeStep = { if (it == 5) throw Killed() })
         assertFailsWith<Killed> { tune(killed, checkpointSteps = 2).run(request) }
-        assertEquals(request, FineTuneFiles(scratch).pending(bank.bundle.manifest.fingerprint))
-        assertNull(FineTuneFiles(scratch).pending("sha256:other"))
+        assertEquals(request, FineTuneFiles(scratch, bank.bundle.manifest.fingerprint).pending())
+        assertNull(FineTuneFiles(scratch, "sha256:other").pending())
         val again = FakeTrainers()
         val end = assertIs<FineTuneState.Saved>(tune(again).resume())
         assertEquals(6, end.losses.size)
