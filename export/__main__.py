@@ -28,6 +28,7 @@ examples:
   python -m lordba.export --target executorch --model ./my-model --adapter ./pirate --adapter terse=./my-terse-adapter
   python -m lordba.export --target executorch --train
   python -m lordba.export --target executorch --base-quant none --adapter-mode input --output ./float-bundle
+  python -m lordba.export --target executorch --android
 """
 
 
@@ -64,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="[NAME=]FOLDER",
         help="a LoRDBA adapter folder (see lordba.convert); repeat for several. The name defaults to the folder's",
     )
-    add("--output", type=Path, help="the bundle's folder (default: bundle-TARGET)")
+    add("--output", type=Path, help="the bundle's folder (default: bundle-TARGET or bundle-TARGET-android)")
     add(
         "--base-quant",
         default="auto",
@@ -122,6 +123,11 @@ def parser() -> argparse.ArgumentParser:
         help="executorch: add a program that trains adapters on the device; fused (default) is small and fast, "
         "portable has standard operators alone, for runtimes without our kernels",
     )
+    add(
+        "--android",
+        action="store_true",
+        help="executorch, onnx: a bundle for the app in android_demo, with adapters as inputs, for onnx of 1024 tokens",
+    )
     add("--ort-format", action="store_true", help="onnx: also write the program as .ort files, for builds for phones")
     return result
 
@@ -167,11 +173,12 @@ def main() -> None:
     adapters = read_adapters(arguments.adapter, use_shipped=arguments.model is None)
     from lordba.models import load_base
 
+    from .android import for_android
     from .bundle import EXPORTERS
     from .target import ExportOptions
 
     options = ExportOptions(
-        output=arguments.output or Path(f"bundle-{arguments.target}"),
+        output=arguments.output or Path(f"bundle-{arguments.target}{'-android' if arguments.android else ''}"),
         base_quant=arguments.base_quant,
         adapter_mode=arguments.adapter_mode,
         max_seq_len=arguments.max_seq_len,
@@ -183,7 +190,10 @@ def main() -> None:
         stateless=arguments.stateless,
         delegate=arguments.delegate,
         train=arguments.train,
+        android=arguments.android,
     )
+    if options.android:
+        options = for_android(options, arguments.target)
     status = console(stderr=True)
     started = time.monotonic()
     with status.status("starting") as spinner:
@@ -224,6 +234,9 @@ def show(result: "ExportResult", options: "ExportOptions") -> None:
         f"base {result.manifest.base_quant}, {result.figure}" + (f"; perplexity {perplexity}" if perplexity else ""),
         soft_wrap=True,
     )
+    if options.android:
+        out.print(f"next: scripts/push_android_bundle.sh {options.output}")
+        return
     first = result.rows[0].adapter.name
     reference = " --reference" if result.manifest.target == "coreml" and sys.platform != "darwin" else ""
     out.print(f'next: python -m lordba.run {options.output}{reference} --adapter {first} --prompt "Once upon a time"')

@@ -14,6 +14,7 @@ from lordba.files import check_new_folder, new_folder, size_of
 from lordba.models import BaseModel, fingerprint
 from lordba.threads import one_torch_thread
 
+from .android import describe
 from .target import ExportOptions, Program, Target, Way
 from .verify import GATE, OP_LIMIT, Windows, compare, eager_logits, float_logits, judge, program_logits, text_windows
 
@@ -121,6 +122,8 @@ def export(
         parity, rows = verify(target, read_bundle(folder), windows, adapters, quality, report)
         manifest = replace(manifest, parity=[*program.checks, *parity])
         write_manifest(folder, manifest)
+        if options.android:
+            describe(folder, target.name)
         size = sum(size_of(path) for path in folder.glob(program.path + "*"))
     return ExportResult(manifest, rows, size, program.figure, quality)
 

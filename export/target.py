@@ -46,6 +46,8 @@ class ExportOptions:
     stateless: bool = False
     delegate: str = "xnnpack"
     train: str | None = None
+    android: bool = False
+    """For the app in android_demo: see android.py."""
 
 
 class Captured(Protocol):

@@ -63,6 +63,27 @@ def test_a_model_with_two_adapters_becomes_a_bundle(command, tiny_folder, tiny_a
     assert [path.name for path in Path.cwd().iterdir()] == ["made"]
 
 
+def test_a_bundle_for_the_app_takes_adapters_as_inputs_and_says_how_to_push_it(
+    command, monkeypatch, tiny_folder, tiny_adapters
+):
+    lowered = Lowered(b"a program", ["lordba::sign_adapter.blob_out"], 1, None)
+    monkeypatch.setattr(executorch_target, "lower", lambda *_: lowered)
+
+    def verify(target, bundle, *_):
+        return [], [export_bundle.AdapterRow(entry, 0.1, 0.2) for entry in bundle.manifest.adapters]
+
+    monkeypatch.setattr(export_bundle, "verify", verify)
+    code, out, _ = command(
+        *("--target", "executorch", "--android", "--model", tiny_folder, "--adapter", tiny_adapters["north"]),
+        *("--base-quant", "none", "--max-seq-len", MAX_SEQ_LEN),
+    )
+    assert code == 0 and "scripts/push_android_bundle.sh bundle-executorch-android" in out
+    bundle = read_bundle(Path("bundle-executorch-android"), "executorch")
+    assert bundle.manifest.adapter_mode == "input"
+    record = json.loads((bundle.folder / "manifest.json").read_text())
+    assert record["android"] == {"format_version": 1, "adapter_scale_code": None}
+
+
 def test_a_failed_check_is_said_and_exits_with_1(command, monkeypatch, tiny_folder, tiny_adapters):
     checks = export_bundle.judge("program", None, {"mean_kl": 0.5}, {"mean_kl": 0.035})
     lowered = Lowered(b"a program", ["lordba::sign_adapter.blob_out"], 1, None)

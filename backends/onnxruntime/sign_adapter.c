@@ -160,11 +160,12 @@ static OrtStatus* run(const OrtApi* api, const OrtKernelContext* context, const 
     work.workspace = here;
     return run_tiles(api, context, &work);
   }
-  const size_t size = (plan.workspace + LORDBA_ALIGNMENT - 1) / LORDBA_ALIGNMENT * LORDBA_ALIGNMENT;
-  work.workspace = aligned_alloc(LORDBA_ALIGNMENT, size);
-  if (work.workspace == NULL) return failure(api, ORT_FAIL, "SignAdapter: out of memory");
+  /* Aligned by hand: Android has aligned_alloc from version 9 (API 28) on, Windows not at all. */
+  void* memory = malloc(plan.workspace + LORDBA_ALIGNMENT - 1);
+  if (memory == NULL) return failure(api, ORT_FAIL, "SignAdapter: out of memory");
+  work.workspace = (void*)(((uintptr_t)memory + LORDBA_ALIGNMENT - 1) / LORDBA_ALIGNMENT * LORDBA_ALIGNMENT);
   OrtStatus* status = run_tiles(api, context, &work);
-  free(work.workspace);
+  free(memory);
   return status;
 }
 

@@ -17,6 +17,7 @@ from lordba.onnx_runner import OnnxRunner
 from lordba.scales import ScaleCode
 from lordba.session import Session
 
+from ..android import ONNX_MAX_SEQ_LEN
 from ..model import check_length
 from ..target import ExportOptions, Limits, Program, Way
 from .decoder import OnnxDecoder
@@ -50,7 +51,8 @@ class OnnxTarget:
         onnxruntime()  # the export ends with running the program: better to know now
         if options.accuracy_level not in ACCURACY_LEVELS:
             raise LordbaError(f"--accuracy-level must be 0 or 4, found {options.accuracy_level}")
-        self.max_seq_len: int = options.max_seq_len or base.model.config.max_position_embeddings
+        longest = base.model.config.max_position_embeddings
+        self.max_seq_len: int = options.max_seq_len or (min(longest, ONNX_MAX_SEQ_LEN) if options.android else longest)
         check_length(base.model.config, self.max_seq_len)
         self.base = base
         self.adapters = dict(adapters)

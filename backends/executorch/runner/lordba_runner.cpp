@@ -1,31 +1,26 @@
 // Runs an exported program without Python: feeds tokens, writes the logits of every step, continues greedily.
-#include <executorch/extension/module/module.h>
-#include <executorch/extension/tensor/tensor_ptr.h>
-#include <executorch/runtime/platform/runtime.h>
-
 #include <algorithm>
 #include <charconv>
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
-#include <iterator>
 #include <limits>
-#include <optional>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "program.h"
+
 namespace {
 
 namespace fs = std::filesystem;
-using executorch::aten::ScalarType;
-using executorch::extension::make_tensor_ptr;
-using executorch::extension::Module;
-using executorch::extension::TensorPtr;
-using executorch::runtime::Error;
-using executorch::runtime::EValue;
+using lordba::Blob;
+using lordba::Mistake;
+using lordba::Program;
+using lordba::read_file;
 
 constexpr const char* kUsage = R"(usage: lordba_runner MODEL.pte --tokens IDS [options]
 
@@ -39,11 +34,6 @@ Feeds tokens to a program made by python -m lordba.export and prints the tokens 
 
 example: lordba_runner bundle/model.pte --adapter bundle/adapters/shakespeare.ptd --tokens 504,2365 --generate 8
 )";
-
-// The user's mistake: exit code 2. Any other exception is a fault: exit code 1.
-struct Mistake : std::runtime_error {
-  using std::runtime_error::runtime_error;
-};
 
 struct Options {
   std::string program, adapter, logits;
@@ -61,24 +51,10 @@ int64_t natural(std::string_view text, const std::string& what) {
   return value;
 }
 
-void check_file(const std::string& path) {
-  if (!fs::is_regular_file(path) || !std::ifstream(path, std::ios::binary)) {
-    throw Mistake(path + ": cannot be read; name an existing file");
-  }
-}
-
-std::vector<uint8_t> read_file(const std::string& path) {
-  check_file(path);
-  std::ifstream file(path, std::ios::binary);
-  std::vector<uint8_t> bytes{std::istreambuf_iterator<char>(file), {}};
-  if (bytes.empty()) throw Mistake(path + ": is empty");
-  return bytes;
-}
-
 std::vector<int64_t> token_ids(const std::string& argument) {
   std::string text = argument;
   if (text.rfind('@', 0) == 0) {
-    const std::vector<uint8_t> bytes = read_file(text.substr(1));
+    const Blob bytes = read_file(text.substr(1));
     text.assign(bytes.begin(), bytes.end());
   }
   constexpr const char* separators = ", \t\r\n";
@@ -156,110 +132,52 @@ class NewFile {
   std::ofstream file_;
 };
 
-// The integers that a metadata method of a program returns.
-std::vector<int64_t> constant(Module& program, const std::string& path, const std::string& name) {
-  const auto values = program.execute(name);
-  std::vector<int64_t> integers;
-  for (size_t i = 0; values.ok() && i < values->size(); ++i) {
-    if ((*values)[i].isInt()) integers.push_back((*values)[i].toInt());
-  }
-  if (integers.empty()) throw Mistake(path + ": lacks the method " + name + "; export it with python -m lordba.export");
-  return integers;
-}
-
-// One loaded program with its KV cache, fed like lordba.session.Session in Python.
-class Session {
+// A text that grows: feeds tokens to the program in runs of its longest input, like lordba.session.Session in Python.
+class Text {
  public:
-  Session(const std::string& path, const std::string& adapter) {
-    check_file(path);
-    Module program(path, Module::LoadMode::Mmap);
-    const auto forward = program.method_meta("forward");
-    if (!forward.ok()) throw Mistake(path + ": is no program with a method forward that this runtime can read");
-    longest_input_ = constant(program, path, "get_max_seq_len")[0];
-    longest_text_ = constant(program, path, "get_max_context_len")[0];
-    vocabulary_ = constant(program, path, "get_vocab_size")[0];
-    ends_ = constant(program, path, "get_eos_ids");
+  explicit Text(Program& program) : program_(program) {}
 
-    std::vector<std::string> data;
-    if (forward->num_inputs() == 3) {
-      if (adapter.empty()) throw Mistake(path + ": takes its adapter as an input; give one by --adapter");
-      blob_ = read_file(adapter);
-    } else if (!adapter.empty()) {
-      check_file(adapter);
-      data.push_back(adapter);
-    }
-    module_.emplace(path, data, Module::LoadMode::Mmap);
-    const Error error = module_->load_forward();
-    if (error == Error::OperatorMissing) throw Mistake(path + ": needs an operator that is not built in (see above)");
-    if (error != Error::Ok) {
-      throw Mistake(path + ": cannot be loaded with " + (data.empty() ? "no adapter" : "the adapter " + adapter) +
-                    " (see above); give the adapter's file of the same bundle");
-    }
-  }
-
-  // Appends tokens to the text; the logits of what comes next, [vocabulary].
+  // Appends tokens; the logits of what comes next, [vocabulary].
   std::vector<float> feed(const int64_t* tokens, size_t count) {
-    for (size_t i = 0; i < count; ++i) {
-      if (tokens[i] >= vocabulary_) {
-        throw Mistake("token " + std::to_string(tokens[i]) + " is not one of the program's " +
-                      std::to_string(vocabulary_));
-      }
-    }
     if (!has_room(count)) {
       throw Mistake(std::to_string(count) + " tokens after " + std::to_string(length_) +
-                    " do not fit the program, which was exported for " + std::to_string(longest_text_) +
+                    " do not fit the program, which was exported for " + std::to_string(program_.longest_text()) +
                     "; give fewer or export with a larger --max-seq-len");
     }
     std::vector<float> logits;
-    for (size_t begin = 0; begin < count; begin += longest_input_) {
-      logits = run({tokens + begin, tokens + std::min<size_t>(count, begin + longest_input_)});
+    for (size_t begin = 0; begin < count;) {
+      const size_t part = std::min(count - begin, static_cast<size_t>(program_.longest_input()));
+      logits = program_.run(tokens + begin, part, length_);
+      length_ += static_cast<int64_t>(part);
+      begin += part;
     }
     return logits;
   }
 
-  bool has_room(size_t count) const { return count <= static_cast<size_t>(longest_text_ - length_); }
-  bool is_end(int64_t token) const { return std::find(ends_.begin(), ends_.end(), token) != ends_.end(); }
+  bool has_room(size_t count) const { return count <= static_cast<size_t>(program_.longest_text() - length_); }
 
  private:
-  std::vector<float> run(std::vector<int64_t> tokens) {
-    const auto count = static_cast<executorch::aten::SizesType>(tokens.size());
-    const TensorPtr ids = make_tensor_ptr({1, count}, std::move(tokens));
-    const TensorPtr position = make_tensor_ptr({1}, std::vector<int64_t>{length_});
-    std::vector<EValue> inputs{*ids, *position};
-    TensorPtr adapter;
-    if (!blob_.empty()) {
-      adapter =
-          make_tensor_ptr({static_cast<executorch::aten::SizesType>(blob_.size())}, blob_.data(), ScalarType::Byte);
-      inputs.emplace_back(*adapter);
-    }
-    const auto outputs = module_->forward(inputs);
-    if (!outputs.ok()) {
-      char code[8];
-      std::snprintf(code, sizeof(code), "0x%x", static_cast<unsigned>(outputs.error()));
-      throw std::runtime_error("the program failed with ExecuTorch's error " + std::string(code) + " (see above)");
-    }
-    const auto& logits = outputs->at(0).toTensor();
-    if (logits.scalar_type() != ScalarType::Float || logits.numel() < vocabulary_) {
-      throw std::runtime_error("the program's output is not float32 logits of " + std::to_string(vocabulary_) +
-                               " tokens");
-    }
-    length_ += count;
-    const float* end = logits.const_data_ptr<float>() + logits.numel();
-    return {end - vocabulary_, end};
-  }
-
-  std::optional<Module> module_;
-  std::vector<uint8_t> blob_;
-  int64_t longest_input_ = 0, longest_text_ = 0, vocabulary_ = 0, length_ = 0;
-  std::vector<int64_t> ends_;
+  Program& program_;
+  int64_t length_ = 0;
 };
 
+void use_adapter(Program& program, const std::string& adapter) {
+  if (program.takes_blob()) {
+    if (adapter.empty()) throw Mistake("the program takes its adapter as an input; give one by --adapter");
+    program.use(std::make_shared<const Blob>(read_file(adapter)));
+  } else {
+    program.use(adapter.empty() ? std::vector<std::string>{} : std::vector<std::string>{adapter});
+  }
+}
+
 void run(const Options& options) {
-  Session session(options.program, options.adapter);
+  Program program(options.program);
+  use_adapter(program, options.adapter);
+  Text text(program);
   NewFile file(options.logits);
   std::vector<float> logits;
   const auto step = [&](const int64_t* tokens, size_t count) {
-    logits = session.feed(tokens, count);
+    logits = text.feed(tokens, count);
     file.write(logits);
   };
   const size_t first = std::min(options.prefill, options.tokens.size());
@@ -267,10 +185,10 @@ void run(const Options& options) {
   for (size_t i = first; i < options.tokens.size(); ++i) step(&options.tokens[i], 1);
   for (size_t i = 0; i < options.generate; ++i) {
     const int64_t token = std::max_element(logits.begin(), logits.end()) - logits.begin();
-    if (session.is_end(token)) break;
+    if (program.is_end(token)) break;
     std::printf(i == 0 ? "%lld" : " %lld", static_cast<long long>(token));
     std::fflush(stdout);
-    if (i + 1 == options.generate || !session.has_room(1)) break;
+    if (i + 1 == options.generate || !text.has_room(1)) break;
     step(&token, 1);
   }
   if (options.generate != 0) std::printf("\n");
@@ -286,7 +204,6 @@ int main(int count, char** arguments) {
       std::fputs(kUsage, words.empty() ? stderr : stdout);
       return words.empty() ? 2 : 0;
     }
-    executorch::runtime::runtime_init();
     run(parse(words));
     return 0;
   } catch (const Mistake& mistake) {
