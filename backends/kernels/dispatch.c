@@ -28,7 +28,7 @@ static bool same(const char* a, const char* b) {
 }
 
 static bool runs_here(const lordba_kernels* kernels) {
-#if defined(__x86_64__)
+#if defined(LORDBA_X86)
   __builtin_cpu_init();
   if (kernels == &lordba_kernels_avx512) {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -46,7 +46,7 @@ static bool runs_here(const lordba_kernels* kernels) {
 
 const lordba_kernels* lordba_select(const char* isa) {
   static const lordba_kernels* const known[] = {
-#if defined(__x86_64__)
+#if defined(LORDBA_X86)
       &lordba_kernels_avx512,
       &lordba_kernels_avx2,
 #elif defined(__aarch64__)

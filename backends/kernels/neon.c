@@ -1,4 +1,5 @@
 /* NEON: scales, dtypes and the tiles of many tokens. neon_inputs.c and neon_ranks.c have those of few. */
+#if defined(__aarch64__) /* some builds hand every file to every CPU's compiler */
 #include "neon.h"
 
 #define WIDTH 4
@@ -245,3 +246,5 @@ const lordba_kernels lordba_kernels_i8mm = {
     .sum_tables = sum_tables_32t_neon,
     .store = store_4t_neon,
 };
+
+#endif

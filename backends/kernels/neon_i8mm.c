@@ -7,7 +7,12 @@
  * is: the signed sum is the sum of all plus twice what SMMLA adds up. It is exact, as are the sums of the tables in
  * neon_inputs.c, so the two agree bit by bit, and a token alone, or too spread out for three planes, takes the tables.
  */
+#if defined(__aarch64__) /* some builds hand every file to every CPU's compiler */
 #include "neon_inputs.h"
+
+#if defined(__clang__) /* where no flag of this file's own says so */
+#pragma clang attribute push(__attribute__((target("i8mm"))), apply_to = function)
+#endif
 
 enum {
   SPAN = 64, /* inputs whose signs fill 8 bytes */
@@ -188,3 +193,9 @@ void lordba_sum_inputs_i8mm(const void* x, size_t x_stride, lordba_dtype dtype, 
     sum_pairs(x, x_stride, dtype, tokens, n, s_in, words, blocks, sums, sums_stride);
   }
 }
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+
+#endif

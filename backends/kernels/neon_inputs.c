@@ -1,4 +1,5 @@
 /* NEON, stage 1 of few tokens: a chunk of x as tables of planes, which A's words look up. */
+#if defined(__aarch64__) /* some builds hand every file to every CPU's compiler */
 #include "neon_inputs.h"
 
 /* Three planes of at least one column. */
@@ -129,3 +130,5 @@ void lordba_pack_a_neon(const uint8_t* a, size_t row_bytes, size_t rows, size_t 
     pack_rows(a + j * row_bytes, row_bytes, rows > j ? rows - j : 0, bytes, lanes, (uint16_t*)words + j);
   }
 }
+
+#endif

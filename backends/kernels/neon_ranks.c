@@ -1,4 +1,5 @@
 /* NEON, stage 2 of few tokens: h as tables of planes, which B's rows look up as they are stored. */
+#if defined(__aarch64__) /* some builds hand every file to every CPU's compiler */
 #include "neon_planes.h"
 
 /* The tables of one token's h, rounded: a signed sum of h is unit * the sum of what they hold. */
@@ -203,3 +204,5 @@ void lordba_sum_ranks_neon(const float* h, size_t h_stride, size_t tokens, size_
     }
   }
 }
+
+#endif

@@ -5,6 +5,10 @@
 
 #include "lordba_kernels.h"
 
+#if defined(__clang__)
+#pragma STDC FP_CONTRACT OFF /* however a call is cut, its result is the same: also where no flag says so */
+#endif
+
 enum {
   LORDBA_CHUNK = 512,                        /* stage 1 sums the inputs in chunks; a partial sum belongs to one */
   LORDBA_LANES = 16,                         /* ranks are padded to a multiple of this */
@@ -82,7 +86,8 @@ void lordba_pack_a_scalar(const uint8_t* a, size_t row_bytes, size_t rows, size_
 float lordba_load_scalar(const void* p, lordba_dtype dtype, size_t i);
 void lordba_store_scalar(void* p, lordba_dtype dtype, size_t i, float value);
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(LORDBA_WITHOUT_X86) /* for builds that have no flags per file */
+#define LORDBA_X86
 extern const lordba_kernels lordba_kernels_avx2;
 extern const lordba_kernels lordba_kernels_avx512;
 #elif defined(__aarch64__)

@@ -1,0 +1,1 @@
+../../../../../backends/kernels/lordba_kernels.h
