@@ -26,6 +26,7 @@ examples:
   python -m lordba.export --target onnx --base-quant int8
   python -m lordba.export --target coreml --ios 17 --stateless --adapter shakespeare=./shakespeare
   python -m lordba.export --target executorch --model ./my-model --adapter ./pirate --adapter terse=./my-terse-adapter
+  python -m lordba.export --target executorch --train
   python -m lordba.export --target executorch --base-quant none --adapter-mode input --output ./float-bundle
 """
 
@@ -34,6 +35,7 @@ ADAPTER_MODES = {"executorch": ("ptd", "input"), "coreml": ("functions", "inputs
 OPTION_OWNERS = {
     "route": "executorch",
     "delegate": "executorch",
+    "train": "executorch",
     "accuracy_level": "onnx",
     "ort_format": "onnx",
     "ios": "coreml",
@@ -112,6 +114,14 @@ def parser() -> argparse.ArgumentParser:
         choices=["xnnpack", "coreml"],
         help="executorch: what runs the program; coreml puts a Core ML program into the .pte (Apple systems only)",
     )
+    add(
+        "--train",
+        nargs="?",
+        const="fused",
+        choices=["fused", "portable"],
+        help="executorch: add a program that trains adapters on the device; fused (default) is small and fast, "
+        "portable has standard operators alone, for runtimes without our kernels",
+    )
     add("--ort-format", action="store_true", help="onnx: also write the program as .ort files, for builds for phones")
     return result
 
@@ -172,6 +182,7 @@ def main() -> None:
         sign_storage=arguments.sign_storage,
         stateless=arguments.stateless,
         delegate=arguments.delegate,
+        train=arguments.train,
     )
     status = console(stderr=True)
     started = time.monotonic()
