@@ -46,8 +46,10 @@ if [ $# = 2 ]; then
   build arm64 lordba_jni -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
     -DCMAKE_C_COMPILER=aarch64-linux-gnu-gcc -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ \
     -DLORDBA_EXECUTORCH="$executorch" -DJAVA_HOME="$JAVA_HOME"
-  methods=$(sed -n 's/^NATIVE([A-Za-z]*, \([A-Za-z]*\)).*/Java_ai_lordba_demo_runtime_ExecuTorch_\1/p' \
-    "$native"/src/main/cpp/jni_program.cpp)
+  methods=$(for file in "$native"/src/main/cpp/jni_*.cpp; do
+    prefix=$(sed -n 's/^#define NATIVE.* \(Java_[A-Za-z_]*_\)##name/\1/p' "$file")
+    sed -n "s/^NATIVE([A-Za-z]*, \([A-Za-z]*\)).*/$prefix\1/p" "$file"
+  done)
   # shellcheck disable=SC2086
   "$project/scripts/check_android_library.py" "$folder/arm64/liblordba_jni.so" --soname liblordba_jni.so --linux \
     --exports $methods
