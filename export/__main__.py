@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lordba.adapter import Adapter, load_adapter
-from lordba.bundle import is_adapter_name
+from lordba.bundle import COMPARISON_MODES, is_adapter_name
 from lordba.console import console, quiet_libraries, run_command, table
 from lordba.errors import LordbaError
 from lordba.inspect import parity_table
@@ -27,6 +27,7 @@ examples:
   python -m lordba.export --target coreml --ios 17 --stateless --adapter shakespeare=./shakespeare
   python -m lordba.export --target executorch --model ./my-model --adapter ./pirate --adapter terse=./my-terse-adapter
   python -m lordba.export --target executorch --base-quant none --adapter-mode input --output ./float-bundle
+  python -m lordba.export --target executorch --adapter shakespeare=./shakespeare --adapter-form lora-fp32
 """
 
 
@@ -75,6 +76,13 @@ def parser() -> argparse.ArgumentParser:
         help="executorch: ptd (default) is a data file beside the program, also for ExecuTorch's own LLM runner; "
         "input: an argument of each call, swapped without reloading, of any rank. "
         "coreml: functions (default) of one program, which share the base; inputs: arguments of each call",
+    )
+    add(
+        "--adapter-form",
+        default="signs",
+        choices=["signs", *COMPARISON_MODES],
+        help="other than signs (default): a program to compare with, for lordba.profile --against: the base without "
+        "adapters, or with one adapter as a dense LoRA",
     )
     add(
         "--max-seq-len",
@@ -160,8 +168,9 @@ def main() -> None:
     from .bundle import EXPORTERS
     from .target import ExportOptions
 
+    form = arguments.adapter_form
     options = ExportOptions(
-        output=arguments.output or Path(f"bundle-{arguments.target}"),
+        output=arguments.output or Path(f"bundle-{arguments.target}" + ("" if form == "signs" else f"-{form}")),
         base_quant=arguments.base_quant,
         adapter_mode=arguments.adapter_mode,
         max_seq_len=arguments.max_seq_len,
@@ -182,7 +191,13 @@ def main() -> None:
             spinner.update(step)
 
         report("loading the model")
-        result = EXPORTERS[arguments.target](load_base(arguments.model), adapters, options, report)
+        base = load_base(arguments.model)
+        if form == "signs":
+            result = EXPORTERS[arguments.target](base, adapters, options, report)
+        else:
+            from .comparison import export_comparison
+
+            result = export_comparison(base, adapters, form, arguments.target, options, report)
     show(result, options)
     if not all(check.passed for check in result.manifest.parity):
         print("error: the bundle was written, but a parity check failed (see the table)", file=sys.stderr)
@@ -205,7 +220,8 @@ def show(result: "ExportResult", options: "ExportOptions") -> None:
         ]
         for row in result.rows
     ]
-    out.print(table("adapters", columns, rows))
+    if rows:
+        out.print(table("adapters", columns, rows))
     out.print(parity_table(result.manifest.parity))
     perplexity = ", ".join(f"{name} {value:.2f}" for name, value in result.perplexities.items())
     out.print(
@@ -213,6 +229,9 @@ def show(result: "ExportResult", options: "ExportOptions") -> None:
         f"base {result.manifest.base_quant}, {result.figure}" + (f"; perplexity {perplexity}" if perplexity else ""),
         soft_wrap=True,
     )
+    if not rows:
+        out.print(f"next: python -m lordba.profile BUNDLE --against {options.output}")
+        return
     first = result.rows[0].adapter.name
     reference = " --reference" if result.manifest.target == "coreml" and sys.platform != "darwin" else ""
     out.print(f'next: python -m lordba.run {options.output}{reference} --adapter {first} --prompt "Once upon a time"')

@@ -20,22 +20,27 @@ if TYPE_CHECKING:
 class Program:
     """A program's `forward` in ExecuTorch's runtime, with our kernels and ExecuTorch's LLM and quantized ones."""
 
-    def __init__(self, program: Path | bytes, data: Path | None = None) -> None:
+    def __init__(self, program: Path | bytes, data: Path | None = None, *, trace: bool = False) -> None:
         # The method refers to the program's memory without owning it: both must live as long as this.
-        self._program = _runtime().load_program(program, data_path=data)
+        self._program = _runtime().load_program(program, data_path=data, enable_etdump=trace)
         self._method = self._program.load_method("forward")
 
     def execute(self, inputs: Sequence[object]) -> Sequence[Tensor]:
         """Run once; the tensors returned are overwritten by the next call."""
         return self._method.execute(inputs)
 
+    def write_trace(self, path: Path) -> None:
+        """Write the times of every operator of every call so far, as an ETDump; needs `trace`."""
+        self._program.write_etdump_result_to_file(str(path), "")
+
 
 class ExecuTorchRunner:
     """See session.Runner. In ptd mode a swap loads the program again with another data file; in input mode it is a
-    new argument."""
+    new argument. With `trace` ExecuTorch notes the times of all operators, for `write_trace`."""
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, *, trace: bool = False) -> None:
         self.bundle = bundle
+        self._trace = trace
         self.longest = bundle.manifest.max_seq_len - 1  # the program's longest input
         _check_operators(bundle)
         self._program: Program | None = None
@@ -50,9 +55,14 @@ class ExecuTorchRunner:
     def use(self, loaded: Path | Tensor | None) -> None:
         if isinstance(loaded, Tensor):
             self._blob = loaded
-            self._program = self._program or Program(self.bundle.program)
+            self._program = self._program or Program(self.bundle.program, trace=self._trace)
         else:
-            self._program = Program(self.bundle.program, loaded)
+            self._program = Program(self.bundle.program, loaded, trace=self._trace)
+
+    def write_trace(self, path: Path) -> None:
+        """Write the ETDump of the program since its last swap."""
+        assert self._program is not None
+        self._program.write_trace(path)
 
     def write(self, adapter: Adapter, path: Path) -> None:
         write_blob(self.bundle, adapter, path)
@@ -62,6 +72,20 @@ class ExecuTorchRunner:
         inputs = [torch.tensor([list(tokens)]), torch.tensor([start])]
         logits = self._program.execute(inputs if self._blob is None else [*inputs, self._blob])[0]
         return logits.flatten().numpy().copy()
+
+
+def set_threads(threads: int) -> None:
+    """Give ExecuTorch's pool, which XNNPACK and our kernels share, that many threads; no program may be loaded yet.
+
+    Attention runs on torch's threads, which OMP_NUM_THREADS sets before torch loads.
+    """
+    _runtime()
+    from executorch.extension.pybindings import portable_lib
+
+    portable_lib._unsafe_reset_threadpool(threads)
+    found = portable_lib._threadpool_get_thread_count()
+    if found != threads:
+        raise LordbaError(f"ExecuTorch runs on {found} threads where {threads} were asked for; ask for {found} or fewer")
 
 
 def _check_operators(bundle: Bundle) -> None:
