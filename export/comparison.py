@@ -25,7 +25,9 @@ FP16_LIMITS = {"max_abs_err": 0.05, "max_rel_err": 0.002, "mean_kl": 1e-5}
 DTYPES = {"lora-fp32": torch.float32, "lora-fp16": torch.float16}
 
 
-def comparison_target(base: BaseModel, name: str, adapter: Adapter, form: str, options: ExportOptions, to: str) -> Target:
+def comparison_target(
+    base: BaseModel, name: str, adapter: Adapter, form: str, options: ExportOptions, to: str
+) -> Target:
     """The target `to` in one of COMPARISON_MODES."""
     if form not in COMPARISON_MODES:
         raise LordbaError(f"an adapter's form must be one of {', '.join(COMPARISON_MODES)}, found {form!r}")
@@ -44,7 +46,7 @@ def comparison_target(base: BaseModel, name: str, adapter: Adapter, form: str, o
 def export_comparison(
     base: BaseModel, adapters: dict[str, Adapter], form: str, to: str, options: ExportOptions, report: Report
 ) -> ExportResult:
-    """Export the base in this form; its logits must agree with the eager decoder's, with the same adapter or without."""
+    """Export the base in this form; its logits must agree with those of the eager decoder in the same state."""
     if len(adapters) != 1:
         raise LordbaError(f"--adapter-form {form} takes one adapter, found {len(adapters)}; name it with --adapter")
     ((name, adapter),) = adapters.items()

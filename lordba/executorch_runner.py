@@ -85,7 +85,9 @@ def set_threads(threads: int) -> None:
     portable_lib._unsafe_reset_threadpool(threads)
     found = portable_lib._threadpool_get_thread_count()
     if found != threads:
-        raise LordbaError(f"ExecuTorch runs on {found} threads where {threads} were asked for; ask for {found} or fewer")
+        raise LordbaError(
+            f"ExecuTorch runs on {found} threads where {threads} were asked for; ask for {found} or fewer"
+        )
 
 
 def _check_operators(bundle: Bundle) -> None:

@@ -1,11 +1,13 @@
-"""`python -m lordba.profile BUNDLE`: how long a bundle takes to load, swap, prefill and decode, and what that pays for."""
+"""`python -m lordba.profile BUNDLE`: how long a bundle takes to load, swap, prefill and decode, and why."""
 
 import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from lordba.bundle import read_bundle
+from rich.progress import TaskID
+
+from lordba.bundle import Bundle, read_bundle
 from lordba.console import console, progress_bar, quiet_libraries, run_command
 from lordba.errors import LordbaError
 from lordba.files import new_file
@@ -24,6 +26,7 @@ examples:
     --against bundle-executorch-none --against bundle-executorch-lora-fp32
   python -m lordba.profile --compare before.json after.json
   python -m lordba.profile --show phone.json --html phone.html
+  python -m lordba.profile bundle-executorch --device adb --runner build-android/lordba_runner --json phone.json
 """
 
 
@@ -58,7 +61,16 @@ def parser() -> argparse.ArgumentParser:
     add("--prompt-lengths", type=numbers, default=[32, 128, 512], metavar="N,..", help="default: 32,128,512")
     add("--decode", type=int, default=32, metavar="N", help="tokens per round (default: 32)")
     add("--threads", type=numbers, default=[1], metavar="N,..", help="thread counts (default: 1)")
-    add("--rounds", type=int, default=5, metavar="N", help="rounds in each of three processes (default: 5)")
+    add("--rounds", type=int, default=5, metavar="N", help="rounds in each process (default: 5)")
+    add("--processes", type=int, default=3, metavar="N", help="processes per thread count (default: 3)")
+    add(
+        "--device",
+        default="here",
+        choices=["here", "adb", "qemu-arm64", "ios"],
+        help="adb: a phone, through a runner built for it; qemu-arm64: executed instructions of a small ExecuTorch "
+        "bundle in emulation, no times; ios: the app measures and exports its file, see --show (default: here)",
+    )
+    add("--runner", type=Path, help="adb, qemu-arm64: the runner (scripts/arm64_runner.sh builds one for Linux)")
     add("--json", type=Path, help="write the profile file")
     add("--html", type=Path, help="write a page, complete in one file")
     add("--compare", type=Path, nargs=2, metavar="JSON", help="two profile files: what changed from one to the other")
@@ -76,6 +88,10 @@ def main() -> None:
 
         read_profile(arguments.show)
         text = arguments.show.read_text()
+    elif arguments.device == "ios":
+        raise LordbaError(
+            "iOS apps measure by themselves: export the profile from the app, copy it here, and name it with --show"
+        )
     elif arguments.bundle:
         text = measure(arguments)
     else:
@@ -88,8 +104,8 @@ def measure(arguments: argparse.Namespace) -> str:
     from lordba.profiling import plan as plans
     from lordba.profiling.local import profile
 
-    if arguments.decode < 1 or arguments.rounds < 1:
-        raise LordbaError("--decode and --rounds must be at least 1")
+    if min(arguments.decode, arguments.rounds, arguments.processes) < 1:
+        raise LordbaError("--decode, --rounds and --processes must be at least 1")
     bundle, against = read_bundle(arguments.bundle), [read_bundle(folder) for folder in arguments.against]
     if bundle.manifest.target not in ("executorch", "onnx"):
         raise LordbaError(f"{bundle.folder}: {bundle.manifest.target} programs run in apps alone; measure them there")
@@ -101,17 +117,40 @@ def measure(arguments: argparse.Namespace) -> str:
         console(stderr=True).print("note:", line, soft_wrap=True)
     notes = [*dropped, *base_note(variants)]
     context = plans.context_of([bundle, *against], arguments.decode)
-    plan = plans.Plan(variants, lengths, arguments.decode, context, 1, arguments.rounds, loads=2, swaps=10)
+    threads = arguments.threads
+    plan = plans.Plan(variants, lengths, arguments.decode, context, threads[0], arguments.rounds, loads=2, swaps=10)
     quiet_libraries()
     with progress_bar() as progress:
-        tasks: dict[str, int] = {}
+        tasks: dict[str, TaskID] = {}
 
-        def report(what: str, done: int, total: int) -> None:
-            kind = what.partition(":")[0]
-            tasks[kind] = tasks[kind] if kind in tasks else progress.add_task(kind, total=total)
-            progress.update(tasks[kind], completed=done)  # type: ignore[arg-type]
+        def report(what: str, total: int, done: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=total)
+            progress.update(tasks[what], completed=done)
 
-        return profile(bundle, plan, arguments.threads, notes, report)
+        if arguments.device == "here":
+            return profile(bundle, plan, threads, arguments.processes, notes, report)
+        runner = check_runner(arguments, bundle)
+        if arguments.device == "qemu-arm64":
+            from lordba.profiling.emulator import count_instructions
+
+            return count_instructions(runner, plan, notes, report)
+        from lordba.profiling.device import Adb, phone_profile
+
+        return phone_profile(Adb(), runner, plan, arguments.processes, notes, report)
+
+
+def check_runner(arguments: argparse.Namespace, bundle: Bundle) -> Path:
+    """The runner that another machine needs."""
+    if bundle.manifest.target != "executorch":
+        raise LordbaError(
+            f"--device {arguments.device} runs ExecuTorch bundles; {bundle.folder} is for another runtime"
+        )
+    if arguments.runner is None:
+        raise LordbaError(f"--device {arguments.device} needs --runner: backends/executorch/runner, built for it")
+    if len(arguments.threads) > 1:
+        raise LordbaError(f"--device {arguments.device} takes one number of --threads")
+    return arguments.runner
 
 
 def base_note(variants: Sequence) -> list[str]:
@@ -127,6 +166,8 @@ def write(text: str, json_file: Path | None, html_file: Path | None) -> None:
     from lordba.profiling.report import profile_report
 
     record = json.loads(text)
+    if html_file and not record["rows"]:
+        raise LordbaError("--html: there are no times to show, only counts; leave it out")
     console().print(profile_report(record))
     for path, content in ((json_file, text), (html_file, page(record) if html_file else "")):
         if path:

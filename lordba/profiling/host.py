@@ -39,7 +39,9 @@ def load_average() -> float:
 
 def _vector_sets() -> list[str]:
     flags = set(_cpuinfo().get("flags", _cpuinfo().get("Features", "")).split())
-    return [name for name in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "asimd", "asimddp", "i8mm") if name in flags]
+    return [
+        name for name in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "asimd", "asimddp", "i8mm") if name in flags
+    ]
 
 
 def _cpuinfo() -> dict[str, str]:

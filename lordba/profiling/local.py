@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from lordba.bundle import Bundle
@@ -14,50 +15,49 @@ from lordba.profiling.host import load_average, machine_of, this_device
 from lordba.profiling.plan import Plan
 from lordba.profiling.record import BlockSeries, profile_json
 
-REPETITIONS = 3
-"""Processes per thread count; a process's memory lies where it lies, for good or ill, as long as it runs."""
-
 
 def profile(
-    bundle: Bundle, plan: Plan, threads: Sequence[int], notes: Sequence[str], report: Callable[[str, int, int], None]
+    bundle: Bundle,
+    plan: Plan,
+    threads: Sequence[int],
+    processes: int,
+    notes: Sequence[str],
+    report: Callable[[str, int, int], None],
 ) -> str:
-    """Measure a plan with each number of threads; returns the profile file's text.
+    """Measure a plan with each number of threads, in so many processes; returns the profile file's text.
 
-    `report(what, done, total)` is called as work goes on; `notes` are said in the conditions.
+    More than one process, because where its memory lies, a process keeps for good or ill.
+    `report(what, total, done)` is called as work goes on; `notes` are said in the conditions.
     """
     before = load_average()
     series: list[BlockSeries] = []
     further: dict[str, Any] = {"memory": [], "operators": []}
-    names = [variant.title for variant in plan.variants]
     for count in threads:
         with_threads = replace(plan, threads=count)
         found: dict[tuple[int, str, int], list[list[float]]] = {}
-        for repetition in range(REPETITIONS):
-            what = f"{count} thread{'s' * (count > 1)}, process {repetition + 1} of {REPETITIONS}"
-            for row in run_worker(with_threads, ["time"], plan.rounds + 1, lambda n, w=what: report(w, n, plan.rounds + 1)):
+        for process in range(processes):
+            what = f"{thread_count(count)}, process {process + 1} of {processes}"
+            for row in run_worker(with_threads, "time", partial(report, what, plan.rounds + 1)):
                 samples = row["samples"]
                 block = {"swap": len(samples), "decode": plan.decode}.get(row["phase"], 1)
                 blocks = [samples[i : i + block] for i in range(0, len(samples), block)]
                 found.setdefault((row["variant"], row["phase"], row["T"]), []).extend(blocks)
         series += series_of(with_threads, found)
-    for i, variant in enumerate(plan.variants):
-        least = replace(plan, threads=threads[0])
-        peak = run_worker(least, ["memory", str(i)], 1, lambda n: None)
-        report(f"memory: {names[i]}", i + 1, len(plan.variants))
+    total = len(plan.variants)
+    least = replace(plan, threads=threads[0])
+    peaks = run_worker(least, "memory", partial(report, "memory", total))
+    for variant, peak in zip(plan.variants, peaks, strict=True):
         further["memory"].append({**variant.about, "threads": threads[0], "peak_bytes": peak})
     for count in threads:
-        total = len(plan.variants)
-        rows = run_worker(
-            replace(plan, threads=count), ["operators"], total, lambda n: report(f"operators, {count} threads", n, total)
-        )
-        for row in rows:
+        what = f"operators, {thread_count(count)}"
+        for row in run_worker(replace(plan, threads=count), "operators", partial(report, what, total)):
             about = plan.variants[row.pop("variant")].about
             further["operators"].append({**about, "threads": count, **row})
     conditions = {
         "interleaved": True,
         "warm_up": 1,
         "rounds": plan.rounds,
-        "processes": REPETITIONS,
+        "processes": processes,
         "context": plan.context,
         "load_average": [before, load_average()],
         "notes": list(notes),
@@ -73,16 +73,18 @@ def series_of(plan: Plan, found: dict[tuple[int, str, int], list[list[float]]]) 
         blocks = found[i, phase, length]
         samples = [sample for block in blocks for sample in block]
         about = plan.variants[i].about
-        result.append(
-            BlockSeries(**about, phase=phase, T=length, threads=plan.threads, samples=samples, blocks=blocks)
-        )
+        result.append(BlockSeries(**about, phase=phase, T=length, threads=plan.threads, samples=samples, blocks=blocks))
     return result
 
 
-def run_worker(plan: Plan, arguments: Sequence[str], steps: int, report: Callable[[int], None]) -> Any:
+def thread_count(threads: int) -> str:
+    return f"{threads} thread{'s' * (threads > 1)}"
+
+
+def run_worker(plan: Plan, mode: str, report: Callable[[int], None]) -> Any:
     """Run a worker to its end and return its result; it says on stderr when a step is done."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(plan.threads)}
-    command = [sys.executable, "-m", "lordba.profiling.worker", *arguments]
+    command = [sys.executable, "-m", "lordba.profiling.worker", mode]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     ) as process:
@@ -94,7 +96,7 @@ def run_worker(plan: Plan, arguments: Sequence[str], steps: int, report: Callabl
             for line in process.stderr:
                 if line == "done\n":
                     done += 1
-                    report(min(done, steps))
+                    report(done)
                 else:
                     said.append(line)
             result = process.stdout.read()
@@ -102,8 +104,6 @@ def run_worker(plan: Plan, arguments: Sequence[str], steps: int, report: Callabl
             process.kill()
             raise
     if process.returncode:
-        errors = [line for line in said if "Error" in line] or said
-        raise LordbaError(
-            f"the measuring process failed with {process.returncode}: {''.join(errors[-3:]).strip() or 'it said nothing'}"
-        )
+        errors = [line for line in said if "Error" in line] or said or ["it said nothing"]
+        raise LordbaError(f"the measuring process failed with {process.returncode}: {''.join(errors[-3:]).strip()}")
     return json.loads(result.splitlines()[-1])

@@ -3,10 +3,9 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from lordba.bundle import COMPARISON_MODES, Bundle
+from lordba.bundle import COMPARISON_MODES, Bundle, BundleAdapter
 from lordba.errors import LordbaError
 
 CONTEXT = 128
@@ -87,17 +86,13 @@ def variants_of(bundle: Bundle, adapter: str | None, against: Sequence[Bundle]) 
     """
     for other in against:
         _check_comparable(bundle, other)
-    result = [_comparison(other) for other in sorted(against, key=lambda b: COMPARISON_MODES.index(_mode(b)))]
-    own = {"target": bundle.manifest.target, **_base(bundle)}
-    if not any(variant.adapter == "none" for variant in result):
-        result.insert(0, Variant(str(bundle.folder), adapter="none", **own))
+    result = [_variant(other) for other in sorted(against, key=lambda b: COMPARISON_MODES.index(_mode(b)))]
+    if any(variant.adapter == "none" for variant in result):
+        result.append(_variant(bundle, "lordba"))
     else:
-        result.append(Variant(str(bundle.folder), adapter="lordba", **own))
+        result.insert(0, _variant(bundle, "none"))
     if adapter:
-        entry = bundle.adapter(adapter)
-        bits = 16 * entry.bytes / entry.fp16_lora_bytes
-        about = {"adapter_name": adapter, "rank": entry.r, "bits": bits, "scale_code": entry.scale_code}
-        result.append(Variant(str(bundle.folder), adapter="lordba", **own, **about))
+        result.append(_variant(bundle, "lordba", bundle.adapter(adapter)))
     return result
 
 
@@ -122,19 +117,22 @@ def context_of(bundles: Sequence[Bundle], decode: int) -> int:
     return min(CONTEXT, min(b.manifest.max_seq_len for b in bundles) - decode - 1)
 
 
-def _comparison(bundle: Bundle) -> Variant:
-    own = {"folder": str(bundle.folder), "target": bundle.manifest.target, **_base(bundle)}
-    if _mode(bundle) == "none":
-        return Variant(adapter="none", **own)
-    (entry,) = bundle.manifest.adapters
-    bits = 16 * entry.bytes / entry.fp16_lora_bytes
+def _variant(bundle: Bundle, adapter: str | None = None, entry: BundleAdapter | None = None) -> Variant:
+    """A LoRDBA bundle as `adapter` says, with one of its adapters; or a bundle to compare with as what it is."""
+    if adapter is None:
+        adapter = "none" if _mode(bundle) == "none" else "dense_lora"
+        entry = bundle.manifest.adapters[0] if bundle.manifest.adapters else None
     return Variant(
-        adapter="dense_lora", adapter_name=entry.name, rank=entry.r, bits=bits, scale_code=entry.scale_code, **own
+        folder=str(bundle.folder),
+        target=bundle.manifest.target,
+        model=bundle.manifest.base["name"],
+        base_quant=bundle.manifest.base_quant,
+        adapter=adapter,
+        adapter_name=entry.name if entry else None,
+        rank=entry.r if entry else None,
+        bits=16 * entry.bytes / entry.fp16_lora_bytes if entry else None,
+        scale_code=entry.scale_code if entry else None,
     )
-
-
-def _base(bundle: Bundle) -> dict[str, str]:
-    return {"model": bundle.manifest.base["name"], "base_quant": bundle.manifest.base_quant}
 
 
 def _mode(bundle: Bundle) -> str:
@@ -151,11 +149,7 @@ def _check_comparable(bundle: Bundle, other: Bundle) -> None:
         ours, theirs = getattr(bundle.manifest, what), getattr(other.manifest, what)
         if ours != theirs:
             raise LordbaError(
-                f"--against {other.folder}: its {what} is {theirs}, that of {bundle.folder} is {ours}; export both alike"
+                f"--against {other.folder}: its {what} is {theirs}, in {bundle.folder} it is {ours}; export both alike"
             )
     if bundle.manifest.base["fingerprint"] != other.manifest.base["fingerprint"]:
         raise LordbaError(f"--against {other.folder}: was made of another base than {bundle.folder}; export it again")
-
-
-def folder_of(variant: Variant) -> Path:
-    return Path(variant.folder)

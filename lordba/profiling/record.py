@@ -19,8 +19,8 @@ NORMAL_MAD = 1.4826
 """A normal distribution's standard deviation over its median absolute deviation."""
 
 ROW_KEYS = (
-    "target", "model", "benchmarkModel", "adapter", "adapter_name", "phase", "T", "threads", "samples", "ms_p50", "ms_p90",
-    "ms_p99", "overhead_pct", "noise_pct", "rank", "bits", "scale_code",
+    "target", "model", "benchmarkModel", "deviceInfo", "adapter", "adapter_name", "scale_code", "rank", "bits",
+    "phase", "T", "threads", "samples", "ms_p50", "ms_p90", "ms_p99", "overhead_pct", "noise_pct",
 )  # fmt: skip
 """What the readers of this package take from a row."""
 
@@ -61,7 +61,6 @@ class Series:
         """What two series share that may be compared."""
         return self.target, self.model, self.base_quant, self.phase, self.T, self.threads
 
-
     @property
     def independent(self) -> Sequence[float]:
         """What the noise is estimated from."""
@@ -70,7 +69,7 @@ class Series:
 
 @dataclass(frozen=True)
 class BlockSeries(Series):
-    """Samples that were taken in blocks, one per round: those of a block share its luck, so the noise is the blocks'."""
+    """Samples that were taken in blocks, one per round; those of a block share its luck: the noise is the blocks'."""
 
     blocks: Sequence[Sequence[float]] = ()
 
@@ -150,7 +149,9 @@ def read_profile(path: Path) -> dict[str, Any]:
         version, rows = record["format_version"], record["rows"]
         missing = {key for row in rows for key in ROW_KEYS if key not in row}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise LordbaError(f"{path}: is no profile ({error!r}); make one by: python -m lordba.profile ... --json") from error
+        raise LordbaError(
+            f"{path}: is no profile ({error!r}); make one by: python -m lordba.profile ... --json"
+        ) from error
     if version != FORMAT_VERSION:
         raise LordbaError(f"{path}: format_version {version!r}, this lordba reads {FORMAT_VERSION}; measure again")
     if missing:

@@ -33,7 +33,7 @@ def phase_name(row: Row) -> str:
     """What was measured, in words."""
     if row["phase"] == "prefill":
         return f"prefill of {row['T']}"
-    return {"decode": "decode, per token"}.get(row["phase"], row["phase"])
+    return "decode, per token" if row["phase"] == "decode" else str(row["phase"])
 
 
 def variants(rows: Sequence[Row]) -> list[str]:
@@ -72,6 +72,10 @@ def profile_report(record: Mapping[str, Any]) -> RenderableType:
         parts += [table(title, columns, cells), bars(rows)]
     for title, rows in sections(record.get("operators", [])):
         parts.append(table(f"where the time goes: {title}", ["ms per run", "", *GROUPS, "total"], operator_cells(rows)))
+    counts = record.get("instructions", [])
+    if counts:
+        cells = [[phase_name(row), title_of(row), f"{row['instructions']:,}"] for row in counts]
+        parts.append(table("executed instructions of one step, which is no time", ["", "", "instructions"], cells))
     memory = record.get("memory", [])
     if memory:
         cells = [[title_of(row), f"{row['peak_bytes'] / 1e6:,.0f} MB"] for row in memory]
@@ -99,7 +103,9 @@ def bars(rows: Sequence[Row]) -> RenderableType:
         if phase_name(row) != last:
             last = phase_name(row)
             text.append(f"{last}\n", "bold")
-        size = round(BAR_WIDTH * abs(row["overhead_pct"] if row["overhead_pct"] is not None else row["noise_pct"]) / width)
+        size = round(
+            BAR_WIDTH * abs(row["overhead_pct"] if row["overhead_pct"] is not None else row["noise_pct"]) / width
+        )
         bar = "█" * size if row["overhead_pct"] is not None else "░" * size
         text.append(f"  {title_of(row):{label}} ")
         text.append(bar, COLOURS.get(row["adapter"], "") if row["overhead_pct"] is not None else "dim")

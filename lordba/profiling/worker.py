@@ -1,11 +1,12 @@
 """One process that measures: `python -m lordba.profiling.worker MODE`, a plan as JSON on stdin, a result on stdout.
 
 A fresh one per thread count (a runtime's threads are set before it loads anything) and per repetition (where a
-program comes to lie in memory is drawn once per process). Modes: `time`, `memory INDEX`, `operators`.
+program comes to lie in memory is drawn once per process). Modes: `time`, `memory`, `operators`.
 """
 
 import gc
 import json
+import os
 import sys
 import tempfile
 import time
@@ -39,16 +40,22 @@ def open_runner(bundle: Bundle, threads: int, trace: Path | None = None) -> Runn
     return OnnxRunner(bundle, threads=threads, spin=False, trace=trace)
 
 
-def set_threads(plan: Plan) -> None:
-    """Load the runtime, with its threads."""
+def import_runtime(plan: Plan) -> None:
+    """Import what the variants need, without starting a thread."""
     if plan.variants[0].target == "executorch":
-        from lordba.executorch_runner import set_threads
-
-        set_threads(plan.threads)
+        from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401
     else:
         from lordba.onnx_adapter import onnxruntime
 
         onnxruntime()
+
+
+def set_threads(plan: Plan) -> None:
+    """Give the runtime its threads, where that is a matter of the process."""
+    if plan.variants[0].target == "executorch":
+        from lordba.executorch_runner import set_threads
+
+        set_threads(plan.threads)
 
 
 def milliseconds(call: Callable[[], object]) -> float:
@@ -126,26 +133,39 @@ def swap(program: Program, swaps: int) -> list[float]:
     return times[1:]
 
 
-def peak_memory(plan: Plan, variant: Variant) -> int:
-    """Bytes that loading, prefilling and decoding add, at their peak, to a process that has loaded the runtime."""
+def peak_memory(plan: Plan, report: Callable[[], None]) -> list[int]:
+    """Bytes that loading, prefilling and decoding add, at their peak, to a process that has imported the runtime.
+
+    Each variant has a process of its own, forked before there are any threads.
+    """
+    import_runtime(plan)
+    peaks = []
+    for variant in plan.variants:
+        reading, writing = os.pipe()
+        child = os.fork()
+        if not child:
+            os.write(writing, str(_peak_memory(plan, variant)).encode())
+            os._exit(0)
+        os.close(writing)
+        with os.fdopen(reading) as pipe:
+            text = pipe.read()
+        os.waitpid(child, 0)
+        if not text:
+            raise RuntimeError(f"the process that measured the memory of {variant.title} died")
+        peaks.append(int(text))
+        report()
+    return peaks
+
+
+def _peak_memory(plan: Plan, variant: Variant) -> int:
     bundle = read_bundle(Path(variant.folder))
     set_threads(plan)
-    open_runner_once(bundle)
-    gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = status_bytes("VmRSS")
     program = Program(variant, bundle, plan.threads)
     program.prefill(max(plan.lengths))
     program.decode(plan.context, plan.decode)
     return status_bytes("VmHWM") - before
-
-
-def open_runner_once(bundle: Bundle) -> None:
-    """Import what a runner imports, without loading the program."""
-    if bundle.manifest.target == "executorch":
-        import torch
-
-        torch.zeros(1)
 
 
 def status_bytes(field: str) -> int:
@@ -157,7 +177,7 @@ def status_bytes(field: str) -> int:
 
 
 def operators(plan: Plan, report: Callable[[], None]) -> list[dict[str, Any]]:
-    """Milliseconds per run of each group of operators, for every variant, the longest prefill and decode."""
+    """Milliseconds per run of each group of operators, for every variant, prefill of a middle length and decode."""
     from lordba.profiling import operators as traces
 
     set_threads(plan)
@@ -183,7 +203,7 @@ def operators(plan: Plan, report: Callable[[], None]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    mode, *arguments = sys.argv[1:]
+    (mode,) = sys.argv[1:]
     quiet_libraries()
     plan = Plan.read(sys.stdin.read())
 
@@ -193,8 +213,7 @@ def main() -> None:
     if mode == "time":
         result: Any = measure(plan, report)
     elif mode == "memory":
-        result = peak_memory(plan, plan.variants[int(arguments[0])])
-        report()
+        result = peak_memory(plan, report)
     else:
         result = operators(plan, report)
     print(json.dumps(result))
