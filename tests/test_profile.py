@@ -214,7 +214,7 @@ def test_a_browser_shows_the_page(tmp_path, theme, dark):
     options += [f"--user-data-dir={tmp_path / 'user'}", "--window-size=900,900", f"--screenshot={shot}"]
     subprocess.run([browser, *options, file.as_uri()], check=True, capture_output=True, timeout=120)
     pixels = image.imread(shot)[..., :3]
-    assert (pixels[2, 2].mean() < 0.3) is dark
+    assert bool(pixels[2, 2].mean() < 0.3) is dark
     bars = {"lordba": "58a0ff" if dark else "1f6feb", "dense_lora": "c2703a" if dark else "a8541b"}
     for colour in bars.values():
         wanted = np.array([int(colour[i : i + 2], 16) for i in (0, 2, 4)]) / 255

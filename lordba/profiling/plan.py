@@ -145,7 +145,7 @@ def _check_comparable(bundle: Bundle, other: Bundle) -> None:
             f"--against {other.folder}: is a bundle with LoRDBA adapters; make one to compare with by "
             "python -m lordba.export --adapter-form none (or lora-fp32, lora-fp16)"
         )
-    for what in ("target", "base_quant", "max_seq_len"):
+    for what in ("target", "base_quant"):
         ours, theirs = getattr(bundle.manifest, what), getattr(other.manifest, what)
         if ours != theirs:
             raise LordbaError(
