@@ -148,6 +148,8 @@ def check_options(arguments: argparse.Namespace) -> None:
         if target != arguments.target and not delegated and getattr(arguments, name) != parser().get_default(name):
             option = "--" + name.replace("_", "-")
             raise LordbaError(f"{option} is for --target {target}, not for {arguments.target}; leave it out")
+    if arguments.adapter_form != "signs" and arguments.adapter_mode:
+        raise LordbaError("--adapter-mode is for programs of --adapter-form signs; leave it out")
     modes = ADAPTER_MODES.get(arguments.target, ())
     if arguments.adapter_mode and not modes:
         owners = " or ".join(ADAPTER_MODES)

@@ -58,7 +58,11 @@ def export_comparison(
     report("capturing the decoder")
     target.capture()
     windows = text_windows(lambda text: base.tokenizer(text).input_ids, target.max_seq_len)
-    base_quant, quality = quantized(target, base, windows, options, report)
+    if options.base_quant in ("auto", "none"):
+        base_quant, quality = quantized(target, base, windows, options, report)
+    else:  # the LoRDBA export of the same base has measured its quality
+        base_quant, quality = options.base_quant, {}
+        target.quantize(base_quant)
     few = windows.first(WINDOWS)
     expected = list(eager_logits(target.captured, few, None if form == "none" else adapter))
     report(f"lowering to {target.title}")
