@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lordba.adapter import Adapter, load_adapter
-from lordba.bundle import is_adapter_name
+from lordba.bundle import COMPARISON_MODES, is_adapter_name
 from lordba.console import console, quiet_libraries, run_command, table
 from lordba.errors import LordbaError
 from lordba.inspect import parity_table
@@ -29,6 +29,7 @@ examples:
   python -m lordba.export --target executorch --train
   python -m lordba.export --target executorch --base-quant none --adapter-mode input --output ./float-bundle
   python -m lordba.export --target executorch --android
+  python -m lordba.export --target executorch --adapter shakespeare=./shakespeare --adapter-form lora-fp32
 """
 
 
@@ -78,6 +79,13 @@ def parser() -> argparse.ArgumentParser:
         help="executorch: ptd (default) is a data file beside the program, also for ExecuTorch's own LLM runner; "
         "input: an argument of each call, swapped without reloading, of any rank. "
         "coreml: functions (default) of one program, which share the base; inputs: arguments of each call",
+    )
+    add(
+        "--adapter-form",
+        default="signs",
+        choices=["signs", *COMPARISON_MODES],
+        help="other than signs (default): a program to compare with, for lordba.profile --against: the base without "
+        "adapters, or with one adapter as a dense LoRA",
     )
     add(
         "--max-seq-len",
@@ -156,6 +164,8 @@ def check_options(arguments: argparse.Namespace) -> None:
         if target != arguments.target and not delegated and getattr(arguments, name) != parser().get_default(name):
             option = "--" + name.replace("_", "-")
             raise LordbaError(f"{option} is for --target {target}, not for {arguments.target}; leave it out")
+    if arguments.adapter_form != "signs" and arguments.adapter_mode:
+        raise LordbaError("--adapter-mode is for programs of --adapter-form signs; leave it out")
     modes = ADAPTER_MODES.get(arguments.target, ())
     if arguments.adapter_mode and not modes:
         owners = " or ".join(ADAPTER_MODES)
@@ -177,8 +187,10 @@ def main() -> None:
     from .bundle import EXPORTERS
     from .target import ExportOptions
 
+    form = arguments.adapter_form
+    variant = [form] * (form != "signs") + ["android"] * arguments.android
     options = ExportOptions(
-        output=arguments.output or Path(f"bundle-{arguments.target}{'-android' if arguments.android else ''}"),
+        output=arguments.output or Path("-".join(["bundle", arguments.target, *variant])),
         base_quant=arguments.base_quant,
         adapter_mode=arguments.adapter_mode,
         max_seq_len=arguments.max_seq_len,
@@ -203,7 +215,13 @@ def main() -> None:
             spinner.update(step)
 
         report("loading the model")
-        result = EXPORTERS[arguments.target](load_base(arguments.model), adapters, options, report)
+        base = load_base(arguments.model)
+        if form == "signs":
+            result = EXPORTERS[arguments.target](base, adapters, options, report)
+        else:
+            from .comparison import export_comparison
+
+            result = export_comparison(base, adapters, form, arguments.target, options, report)
     show(result, options)
     if not all(check.passed for check in result.manifest.parity):
         print("error: the bundle was written, but a parity check failed (see the table)", file=sys.stderr)
@@ -226,7 +244,8 @@ def show(result: "ExportResult", options: "ExportOptions") -> None:
         ]
         for row in result.rows
     ]
-    out.print(table("adapters", columns, rows))
+    if rows:
+        out.print(table("adapters", columns, rows))
     out.print(parity_table(result.manifest.parity))
     perplexity = ", ".join(f"{name} {value:.2f}" for name, value in result.perplexities.items())
     out.print(
@@ -236,6 +255,9 @@ def show(result: "ExportResult", options: "ExportOptions") -> None:
     )
     if options.android:
         out.print(f"next: scripts/push_android_bundle.sh {options.output}")
+        return
+    if not rows:
+        out.print(f"next: python -m lordba.profile BUNDLE --against {options.output}")
         return
     first = result.rows[0].adapter.name
     reference = " --reference" if result.manifest.target == "coreml" and sys.platform != "darwin" else ""

@@ -11,6 +11,8 @@ from lordba.files import new_file, sha256_of
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
+COMPARISON_MODES = ("none", "lora-fp32", "lora-fp16")
+"""Adapter modes of programs to compare with: the base alone, or one dense LoRA that is always on."""
 
 
 @dataclass(frozen=True)

@@ -22,14 +22,18 @@ if TYPE_CHECKING:
 class Program:
     """A program's `forward` in ExecuTorch's runtime, with our kernels and ExecuTorch's LLM and quantized ones."""
 
-    def __init__(self, program: Path | bytes, data: Path | None = None) -> None:
+    def __init__(self, program: Path | bytes, data: Path | None = None, *, trace: bool = False) -> None:
         # The method refers to the program's memory without owning it: both must live as long as this.
-        self._program = _runtime().load_program(program, data_path=data)
+        self._program = _runtime().load_program(program, data_path=data, enable_etdump=trace)
         self._method = self._program.load_method("forward")
 
     def execute(self, inputs: Sequence[object]) -> Sequence[Tensor]:
         """Run once; the tensors returned are overwritten by the next call."""
         return self._method.execute(inputs)
+
+    def write_trace(self, path: Path) -> None:
+        """Write the times of every operator of every call so far, as an ETDump; needs `trace`."""
+        self._program.write_etdump_result_to_file(str(path), "")
 
 
 class _DataFile:
@@ -62,10 +66,11 @@ def _head(data: bytes) -> bytes:
 
 class ExecuTorchRunner:
     """See session.Runner. A swap writes other bytes into the program's data file (ptd mode) or is a new argument (input
-    mode)."""
+    mode). With `trace` ExecuTorch notes the times of all operators, for `write_trace`."""
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, *, trace: bool = False) -> None:
         self.bundle = bundle
+        self._trace = trace
         self.longest = bundle.manifest.max_seq_len - 1  # the program's longest input
         _check_operators(bundle)
         self._program: Program | None = None
@@ -83,12 +88,17 @@ class ExecuTorchRunner:
     def use(self, loaded: bytes | Tensor | None) -> None:
         if not isinstance(loaded, bytes):
             self._blob = loaded
-            self._program = self._program or Program(self.bundle.program)
+            self._program = self._program or Program(self.bundle.program, trace=self._trace)
         elif self._data and self._data.takes(loaded):
             self._data.write(loaded)
         else:
             data = _DataFile(loaded)
-            self._program, self._data = Program(self.bundle.program, data.path), data
+            self._program, self._data = Program(self.bundle.program, data.path, trace=self._trace), data
+
+    def write_trace(self, path: Path) -> None:
+        """Write the ETDump of the program since it was loaded."""
+        assert self._program is not None
+        self._program.write_trace(path)
 
     def write(self, adapter: Adapter, path: Path) -> None:
         write_blob(self.bundle, adapter, path)
@@ -98,6 +108,22 @@ class ExecuTorchRunner:
         inputs = [torch.tensor([list(tokens)]), torch.tensor([start])]
         logits = self._program.execute(inputs if self._blob is None else [*inputs, self._blob])[0]
         return logits.flatten().numpy().copy()
+
+
+def set_threads(threads: int) -> None:
+    """Give ExecuTorch's pool, which XNNPACK and our kernels share, that many threads; no program may be loaded yet.
+
+    Attention runs on torch's threads, which OMP_NUM_THREADS sets before torch loads.
+    """
+    _runtime()
+    from executorch.extension.pybindings import portable_lib
+
+    portable_lib._unsafe_reset_threadpool(threads)
+    found = portable_lib._threadpool_get_thread_count()
+    if found != threads:
+        raise LordbaError(
+            f"ExecuTorch runs on {found} threads where {threads} were asked for; ask for {found} or fewer"
+        )
 
 
 def _check_operators(bundle: Bundle) -> None:

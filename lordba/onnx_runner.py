@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from lordba.adapter import Adapter
-from lordba.bundle import Bundle
+from lordba.bundle import COMPARISON_MODES, Bundle
 from lordba.errors import LordbaError
 from lordba.onnx_adapter import OnnxAdapter, ProgramInfo, adapter_tensors, onnxruntime, write_onnx_adapter
 
@@ -20,9 +20,20 @@ class OnnxRunner:
     `native` registers our kernel; without it ONNX Runtime runs the operator's body in standard operators.
     `threads` 0 leaves their number to ONNX Runtime, which then keeps every core busy.
     `as_feeds` passes an adapter's tensors as plain inputs, as bindings without LoraAdapter do; results are the same.
+    `spin` False lets its threads sleep between runs, so that another program can use the cores.
+    `trace` has ONNX Runtime note the times of all nodes, for `write_trace`, in a file whose name begins so.
     """
 
-    def __init__(self, bundle: Bundle, *, native: bool = True, as_feeds: bool = False, threads: int = 0) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        native: bool = True,
+        as_feeds: bool = False,
+        threads: int = 0,
+        spin: bool = True,
+        trace: Path | None = None,
+    ) -> None:
         self.bundle = bundle
         self._runtime = onnxruntime()
         self._as_feeds = as_feeds
@@ -30,6 +41,10 @@ class OnnxRunner:
         options = self._runtime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = threads
+        if not spin:
+            options.add_session_config_entry("session.force_spinning_stop", "1")
+        if trace:
+            options.enable_profiling, options.profile_file_prefix = True, str(trace)
         if native:
             from lordba.backends.onnxruntime import library
 
@@ -62,7 +77,8 @@ class OnnxRunner:
     def load_file(self, file: Path) -> OnnxAdapter:
         """The adapter in this file."""
         adapter = OnnxAdapter(file)
-        adapter.check(self.info)
+        if self.bundle.manifest.adapter_mode not in COMPARISON_MODES:  # a dense LoRA holds other tensors
+            adapter.check(self.info)
         return adapter
 
     def use(self, loaded: OnnxAdapter | None) -> None:
@@ -70,6 +86,10 @@ class OnnxRunner:
         if loaded is not None and not self._as_feeds:
             self._run_options.add_active_adapter(loaded.lora)
         self._adapter = loaded
+
+    def write_trace(self) -> Path:
+        """End the trace and return its file (Chrome's trace events, JSON)."""
+        return Path(self._session.end_profiling())
 
     def write(self, adapter: Adapter, path: Path) -> None:
         tensors = adapter_tensors(adapter, self.info.scale_code)

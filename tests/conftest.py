@@ -168,6 +168,35 @@ def tiny_bundle(
     return exported
 
 
+@pytest.fixture(scope="session")
+def comparison_figures() -> dict[tuple[str, str], str]:
+    """What `comparison` noted of each program that it exported."""
+    return {}
+
+
+@pytest.fixture(scope="session")
+def comparison(
+    tiny_base: BaseModel,
+    north_south: dict[str, Adapter],
+    comparison_figures: dict[tuple[str, str], str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str, str], Bundle]:
+    """Exports the tiny Llama in float to compare with, `north` as dense LoRA or none, once per target and form."""
+    from lordba.export.bundle import ExportOptions
+    from lordba.export.comparison import export_comparison
+
+    @functools.cache
+    def exported(target: str, form: str) -> Bundle:
+        folder = tmp_path_factory.mktemp("comparisons") / f"{target}-{form}"
+        options = ExportOptions(folder, "none", None, MAX_SEQ_LEN)
+        result = export_comparison(tiny_base, {"north": north_south["north"]}, form, target, options, lambda _: None)
+        assert all(check.passed for check in result.manifest.parity), result.manifest.parity
+        comparison_figures[target, form] = result.figure
+        return read_bundle(folder)
+
+    return exported
+
+
 def smollm2_missing() -> str | None:
     """Why the real model cannot be used, or None."""
     try:

@@ -27,7 +27,7 @@ class Lowered:
     adapter_key: str | None
 
 
-def lower(captured: Captured, blob: Tensor, adapter_mode: str, constants: dict[str, object]) -> Lowered:
+def lower(captured: Captured, blob: Tensor | None, adapter_mode: str, constants: dict[str, object]) -> Lowered:
     """Lower a captured decoder.
 
     `blob` is an adapter for tracing and, in ptd mode, fixes the size of every adapter; `constants` become the
@@ -41,6 +41,7 @@ def lower(captured: Captured, blob: Tensor, adapter_mode: str, constants: dict[s
     example: tuple[Tensor, ...] = (torch.zeros(1, 8, dtype=torch.long), torch.zeros(1, dtype=torch.long))
     dynamic: tuple[dict | None, ...] = ({1: length}, None)
     if adapter_mode == "input":
+        assert blob is not None
         example += (blob,)
         dynamic += ({0: BLOB_ALIGNMENT * torch.export.Dim("adapter_blocks", min=1, max=1 << 20)},)
         captured.slot.blob = None

@@ -7,13 +7,22 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lordba.errors import LordbaError
+
 FORMAT_VERSION = 1
 NORMAL_MAD = 1.4826
 """A normal distribution's standard deviation over its median absolute deviation."""
+
+ROW_KEYS = (
+    "target", "model", "benchmarkModel", "deviceInfo", "adapter", "adapter_name", "scale_code", "rank", "bits",
+    "phase", "T", "threads", "samples", "ms_p50", "ms_p90", "ms_p99", "overhead_pct", "noise_pct",
+)  # fmt: skip
+"""What the readers of this package take from a row."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +61,22 @@ class Series:
         """What two series share that may be compared."""
         return self.target, self.model, self.base_quant, self.phase, self.T, self.threads
 
+    @property
+    def independent(self) -> Sequence[float]:
+        """What the noise is estimated from."""
+        return self.samples
+
+
+@dataclass(frozen=True)
+class BlockSeries(Series):
+    """Samples that were taken in blocks, one per round; those of a block share its luck: the noise is the blocks'."""
+
+    blocks: Sequence[Sequence[float]] = ()
+
+    @property
+    def independent(self) -> Sequence[float]:
+        return [float(np.median(block)) for block in self.blocks]
+
 
 def overhead(series: Series, base: Series) -> tuple[float | None, float]:
     """How much longer than the base alone, and the noise of that difference, both in % of the base's median.
@@ -60,7 +85,7 @@ def overhead(series: Series, base: Series) -> tuple[float | None, float]:
     difference below it is not quoted (None).
     """
     median = float(np.median(base.samples))
-    noise = 100 * 2 * (_standard_error(series.samples) + _standard_error(base.samples)) / median
+    noise = 100 * 2 * (_standard_error(series.independent) + _standard_error(base.independent)) / median
     difference = 100 * (float(np.median(series.samples)) / median - 1)
     return (difference if abs(difference) >= noise else None), noise
 
@@ -72,10 +97,15 @@ def rows_of(all_series: Sequence[Series], device: Device) -> list[dict[str, Any]
 
 
 def profile_json(
-    all_series: Sequence[Series], device: Device, machine: Mapping[str, Any], conditions: Mapping[str, Any]
+    all_series: Sequence[Series],
+    device: Device,
+    machine: Mapping[str, Any],
+    conditions: Mapping[str, Any],
+    further: Mapping[str, Any] | None = None,
 ) -> str:
-    """The text of the profile file."""
+    """The text of the profile file; `further` are keys beside the rows, such as "memory" and "operators"."""
     record = {
+        **(further or {}),
         "format_version": FORMAT_VERSION,
         "machine": dict(machine),
         "conditions": dict(conditions),
@@ -110,6 +140,23 @@ def _row(series: Series, base: Series | None, device: Device) -> dict[str, Any]:
         "bits": series.bits,
         "scale_code": series.scale_code,
     }
+
+
+def read_profile(path: Path) -> dict[str, Any]:
+    """A profile file of this version; raises LordbaError if it is none."""
+    try:
+        record = json.loads(path.read_text())
+        version, rows = record["format_version"], record["rows"]
+        missing = {key for row in rows for key in ROW_KEYS if key not in row}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LordbaError(
+            f"{path}: is no profile ({error!r}); make one by: python -m lordba.profile ... --json"
+        ) from error
+    if version != FORMAT_VERSION:
+        raise LordbaError(f"{path}: format_version {version!r}, this lordba reads {FORMAT_VERSION}; measure again")
+    if missing:
+        raise LordbaError(f"{path}: its rows lack {min(missing)}; measure again")
+    return record
 
 
 def _standard_error(samples: Sequence[float]) -> float:

@@ -1,6 +1,7 @@
 // Runs an exported program without Python: feeds tokens, writes the logits of every step, continues greedily.
 #include <algorithm>
 #include <charconv>
+#include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
@@ -13,6 +14,15 @@
 #include <vector>
 
 #include "program.h"
+
+// The executorch package has this in its library, but no header of it.
+namespace executorch::extension::threadpool {
+class ThreadPool {
+ public:
+  bool _unsafe_reset_threadpool(uint32_t threads);
+};
+ThreadPool* get_threadpool();
+}  // namespace executorch::extension::threadpool
 
 namespace {
 
@@ -31,15 +41,20 @@ Feeds tokens to a program made by python -m lordba.export and prints the tokens 
   --prefill N        feed the first N tokens at once and the others one by one (default: all at once)
   --generate N       continue greedily with up to N tokens
   --logits FILE      write the logits of every step: float32 [steps, vocabulary], in this machine's byte order
+  --repeat N         feed the tokens N times, each time from an empty cache (default: once)
+  --threads N        run on that many threads (default: as many as ExecuTorch chooses)
+  --times FILE       write how long each step took, a line each: load, prefill or decode, its tokens, milliseconds
 
 example: lordba_runner bundle/model.pte --adapter bundle/adapters/shakespeare.ptd --tokens 504,2365 --generate 8
 )";
 
 struct Options {
-  std::string program, adapter, logits;
+  std::string program, adapter, logits, times;
   std::vector<int64_t> tokens;
   size_t prefill = std::numeric_limits<size_t>::max();
   size_t generate = 0;
+  size_t repeat = 1;
+  size_t threads = 0;
 };
 
 int64_t natural(std::string_view text, const std::string& what) {
@@ -85,6 +100,14 @@ Options parse(const std::vector<std::string>& arguments) {
       options.adapter = value;
     } else if (name == "--logits") {
       options.logits = value;
+    } else if (name == "--threads") {
+      options.threads = static_cast<size_t>(natural(value, name));
+      if (options.threads == 0) throw Mistake("--threads: at least one thread runs");
+    } else if (name == "--times") {
+      options.times = value;
+    } else if (name == "--repeat") {
+      options.repeat = static_cast<size_t>(natural(value, name));
+      if (options.repeat == 0) throw Mistake("--repeat: the tokens are fed at least once");
     } else if (name == "--generate") {
       options.generate = static_cast<size_t>(natural(value, name));
     } else if (name == "--prefill") {
@@ -118,6 +141,10 @@ class NewFile {
     if (file_.is_open()) file_.write(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(float));
   }
 
+  void write_line(const std::string& line) {
+    if (file_.is_open()) file_ << line << '\n';
+  }
+
   void finish() {
     if (!file_.is_open()) return;
     file_.flush();
@@ -136,6 +163,9 @@ class NewFile {
 class Text {
  public:
   explicit Text(Program& program) : program_(program) {}
+
+  // Forgets the text; the cache is overwritten from the start.
+  void reset() { length_ = 0; }
 
   // Appends tokens; the logits of what comes next, [vocabulary].
   std::vector<float> feed(const int64_t* tokens, size_t count) {
@@ -170,29 +200,60 @@ void use_adapter(Program& program, const std::string& adapter) {
   }
 }
 
+// Calls a step and notes how long it took, if anybody wants to know.
+class Clock {
+ public:
+  explicit Clock(const std::string& path) : file_(path) {}
+
+  template <typename Step>
+  void time(const char* phase, size_t tokens, const Step& step) {
+    const auto started = std::chrono::steady_clock::now();
+    step();
+    const std::chrono::duration<double, std::milli> spent = std::chrono::steady_clock::now() - started;
+    file_.write_line(phase + (" " + std::to_string(tokens)) + " " + std::to_string(spent.count()));
+  }
+
+  void finish() { file_.finish(); }
+
+ private:
+  NewFile file_;
+};
+
 void run(const Options& options) {
-  Program program(options.program);
-  use_adapter(program, options.adapter);
-  Text text(program);
+  if (options.threads != 0) {
+    executorch::extension::threadpool::get_threadpool()->_unsafe_reset_threadpool(
+        static_cast<uint32_t>(options.threads));
+  }
+  Clock clock(options.times);
+  std::optional<Program> program;
+  clock.time("load", 0, [&] {
+    program.emplace(options.program);
+    use_adapter(*program, options.adapter);
+  });
+  Text text(*program);
   NewFile file(options.logits);
   std::vector<float> logits;
-  const auto step = [&](const int64_t* tokens, size_t count) {
-    logits = text.feed(tokens, count);
+  const auto step = [&](const char* phase, const int64_t* tokens, size_t count) {
+    clock.time(phase, count, [&] { logits = text.feed(tokens, count); });
     file.write(logits);
   };
   const size_t first = std::min(options.prefill, options.tokens.size());
-  step(options.tokens.data(), first);
-  for (size_t i = first; i < options.tokens.size(); ++i) step(&options.tokens[i], 1);
+  for (size_t round = 0; round < options.repeat; ++round) {
+    text.reset();
+    step("prefill", options.tokens.data(), first);
+    for (size_t i = first; i < options.tokens.size(); ++i) step("decode", &options.tokens[i], 1);
+  }
   for (size_t i = 0; i < options.generate; ++i) {
     const int64_t token = std::max_element(logits.begin(), logits.end()) - logits.begin();
-    if (program.is_end(token)) break;
+    if (program->is_end(token)) break;
     std::printf(i == 0 ? "%lld" : " %lld", static_cast<long long>(token));
     std::fflush(stdout);
     if (i + 1 == options.generate || !text.has_room(1)) break;
-    step(&token, 1);
+    step("decode", &token, 1);
   }
   if (options.generate != 0) std::printf("\n");
   file.finish();
+  clock.finish();
 }
 
 }  // namespace
