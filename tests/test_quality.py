@@ -194,6 +194,16 @@ def test_exact_match_is_what_greedy_decoding_answers():
     assert judged.judge(None).value == pytest.approx(4 / 6)
 
 
+def test_subjects_share_a_model_and_not_each_others_adapters():
+    first = tiny()
+    before = first.judge(None).loss
+    first.use({path: (torch.ones(w.shape[0], 1), torch.ones(1, w.shape[1])) for path, w in first.weights.items()})
+    assert abs(first.judge(None).loss - before) > 0.1
+    second = Decoder("tiny", "own", "loss", first.model, quality_split(first.held_out), weights=first.weights)
+    second.use({})
+    assert second.judge(None).loss == before
+
+
 def quality_split(examples: list[Any]) -> Any:
     from demo_data import Split
 
@@ -231,6 +241,7 @@ def test_rows_have_the_agreed_shape(finished):
     assert of["lora", 16, 0]["kl_to_lora"] == 0 < of["admm", 16, 0]["kl_to_lora"] < of["svid", 16, 0]["kl_to_lora"]
     assert of["lora", 16, 0]["loss"] < of["base", 0, 0]["loss"]
     assert of["lora", 16, 0]["loss"] != of["lora", 16, 1]["loss"]
+    assert of["base", 0, 0]["loss"] == of["base", 0, 1]["loss"]
 
 
 def test_bytes_are_those_of_the_files(finished):

@@ -127,7 +127,7 @@ class Bench:
         further = recipe.plan(self.seed + FURTHER_SEED, start=True, steps=recipe.further)
         if method.name == "base":
             return train_head(subject, fresh, told)
-        if method.name == "lora":
+        if method.name in ("lora", "lora_whole"):
             return train_lora(subject, method.r, fresh, told)
         if method.name == "lora_longer":
             return train_lora(subject, method.r, further, told, self.trained(LORA))

@@ -47,7 +47,11 @@ _TIERS = (
         Method("loraquant", R, "converted"),
         Method("svid", R, "converted", LOG4),
     ),
-    (Method("admm_qat", R, "trained", LOG4), Method("direct", R, "trained", LOG4)),
+    (
+        Method("admm_qat", R, "trained", LOG4),
+        Method("direct", R, "trained", LOG4),
+        Method("lora_whole", R, "trained"),
+    ),
     (
         Method("lora_longer", R, "trained"),
         Method("lora", 1, "trained"),

