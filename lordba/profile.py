@@ -107,8 +107,8 @@ def measure(arguments: argparse.Namespace) -> str:
     if min(arguments.decode, arguments.rounds, arguments.processes) < 1:
         raise LordbaError("--decode, --rounds and --processes must be at least 1")
     bundle, against = read_bundle(arguments.bundle), [read_bundle(folder) for folder in arguments.against]
-    if bundle.manifest.target not in ("executorch", "onnx"):
-        raise LordbaError(f"{bundle.folder}: {bundle.manifest.target} programs run in apps alone; measure them there")
+    if bundle.manifest.target not in ("executorch", "onnx") or bundle.manifest.adapter_mode == "methods":
+        raise LordbaError(f"{bundle.folder}: Core ML programs run on Apple systems alone; measure them in an app")
     entries = bundle.manifest.adapters
     name = arguments.adapter or (entries[0].name if entries else "none")
     variants = plans.variants_of(bundle, None if name == "none" else name, against)

@@ -189,6 +189,8 @@ def test_mistakes(command, tiny_bundle, arguments, said):
 def test_bundles_that_differ_are_not_compared(tiny_bundle, comparison):
     with pytest.raises(LordbaError, match="its target is onnx"):
         plan.variants_of(tiny_bundle("none", "input"), "north", [comparison("onnx", "none")])
+    with pytest.raises(LordbaError, match="name it with --against"):
+        plan.variants_of(comparison("onnx", "none"), None, [])
 
 
 def test_the_page_needs_nothing_else(measured):

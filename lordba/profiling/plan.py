@@ -84,6 +84,8 @@ def variants_of(bundle: Bundle, adapter: str | None, against: Sequence[Bundle]) 
 
     Raises LordbaError where the bundles are not of one base, one target and one quantization.
     """
+    if _mode(bundle) in COMPARISON_MODES:
+        raise LordbaError(f"{bundle.folder}: is a bundle to compare with; name it with --against, beside a LoRDBA one")
     for other in against:
         _check_comparable(bundle, other)
     result = [_variant(other) for other in sorted(against, key=lambda b: COMPARISON_MODES.index(_mode(b)))]
