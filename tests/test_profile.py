@@ -175,6 +175,7 @@ def test_compare_and_show(command, tmp_path):
         (["--prompt-lengths", "64"], "at most 63 tokens"),
         (["--decode", "80"], "decode fewer"),
         (["--rounds", "0"], "at least 1"),
+        (["--clock", "cpu", "--threads", "2"], "one thread"),
         (["--against", "itself"], "--adapter-form none"),
         (["--device", "qemu-arm64"], "needs --runner"),
         (["--device", "ios"], "export the profile from the app"),

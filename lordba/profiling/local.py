@@ -58,6 +58,7 @@ def profile(
             further["operators"].append({**about, "threads": count, **row})
     conditions = {
         "interleaved": True,
+        "clock": plan.clock,
         "warm_up": 1,
         "rounds": plan.rounds,
         "processes": processes,

@@ -69,6 +69,8 @@ class Plan:
     rounds: int
     loads: int
     swaps: int
+    clock: str = "wall"
+    """"cpu": the processor time of the process, which other work on the machine touches less; for one thread."""
 
     def json(self) -> str:
         return json.dumps(asdict(self))
