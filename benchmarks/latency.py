@@ -100,6 +100,7 @@ def measure(work: Path, model: str, target: str, options: argparse.Namespace) ->
     if options.again or not path.is_file():
         bundle, against, adapter = export(work, model, target, options.wide_layers)
         arguments = [str(bundle), "--adapter", adapter, "--threads", options.threads, "--rounds", str(options.rounds)]
+        arguments += ["--clock", options.clock]
         for other in against:
             arguments += ["--against", str(other)]
         command = [sys.executable, "-m", "lordba.profile", *arguments, "--json", str(path)]
@@ -142,6 +143,7 @@ def main() -> None:
     parser.add_argument("--models", default="smollm2,wide")
     parser.add_argument("--targets", default="executorch,onnx")
     parser.add_argument("--threads", default="1,2")
+    parser.add_argument("--clock", default="wall", choices=["wall", "cpu"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--wide-layers", type=int, default=4)
     parser.add_argument("--again", action="store_true", help="measure anew what has been measured")

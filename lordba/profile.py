@@ -61,6 +61,12 @@ def parser() -> argparse.ArgumentParser:
     add("--prompt-lengths", type=numbers, default=[32, 128, 512], metavar="N,..", help="default: 32,128,512")
     add("--decode", type=int, default=32, metavar="N", help="tokens per round (default: 32)")
     add("--threads", type=numbers, default=[1], metavar="N,..", help="thread counts (default: 1)")
+    add(
+        "--clock",
+        default="wall",
+        choices=["wall", "cpu"],
+        help="cpu: processor time, for a machine that does other work too, with one thread (default: wall)",
+    )
     add("--rounds", type=int, default=5, metavar="N", help="rounds in each process (default: 5)")
     add("--processes", type=int, default=3, metavar="N", help="processes per thread count (default: 3)")
     add(
@@ -107,8 +113,10 @@ def measure(arguments: argparse.Namespace) -> str:
     if min(arguments.decode, arguments.rounds, arguments.processes) < 1:
         raise LordbaError("--decode, --rounds and --processes must be at least 1")
     bundle, against = read_bundle(arguments.bundle), [read_bundle(folder) for folder in arguments.against]
-    if bundle.manifest.target not in ("executorch", "onnx"):
-        raise LordbaError(f"{bundle.folder}: {bundle.manifest.target} programs run in apps alone; measure them there")
+    if arguments.clock == "cpu" and arguments.threads != [1]:
+        raise LordbaError("--clock cpu adds the times of all threads up; measure one thread with it")
+    if bundle.manifest.target not in ("executorch", "onnx") or bundle.manifest.adapter_mode == "methods":
+        raise LordbaError(f"{bundle.folder}: Core ML programs run on Apple systems alone; measure them in an app")
     entries = bundle.manifest.adapters
     name = arguments.adapter or (entries[0].name if entries else "none")
     variants = plans.variants_of(bundle, None if name == "none" else name, against)
@@ -118,7 +126,9 @@ def measure(arguments: argparse.Namespace) -> str:
     notes = [*dropped, *base_note(variants)]
     context = plans.context_of([bundle, *against], arguments.decode)
     threads = arguments.threads
-    plan = plans.Plan(variants, lengths, arguments.decode, context, threads[0], arguments.rounds, loads=2, swaps=10)
+    plan = plans.Plan(
+        variants, lengths, arguments.decode, context, threads[0], arguments.rounds, 2, 10, arguments.clock
+    )
     quiet_libraries()
     with progress_bar() as progress:
         tasks: dict[str, TaskID] = {}

@@ -20,6 +20,7 @@ from test_lowering import flipped, mean_kl
 from torch import Tensor, nn
 
 from lordba.bundle import Bundle
+from lordba.profiling.device import read_times
 from lordba.session import Session
 
 PROJECT = Path(__file__).parents[1]
@@ -321,6 +322,20 @@ def test_logits_appear_whole_or_not_at_all(native, tiny_bundle, tmp_path):
     file.write_text("old")
     assert native.call(*arguments, bundle.adapter_file("north")).returncode == 0
     assert file.stat().st_size == 4 * VOCABULARY
+
+
+def test_times_of_every_step(native, tiny_bundle, tmp_path):
+    bundle, file = tiny_bundle("none", "input"), tmp_path / "times.txt"
+    arguments = ["--tokens", ids(TOKENS[:6]), "--prefill", 4, "--repeat", 2, "--threads", 1, "--times", file]
+    arguments += ["--adapter", bundle.adapter_file("north"), "--logits", tmp_path / "logits.f32"]
+    result = native.call(bundle.program, *arguments)
+    assert result.returncode == 0, result.stderr[-2000:]
+    times = read_times(file.read_text())
+    steps = [("prefill", 4), ("decode", 1), ("decode", 1)]
+    assert [tuple(step) for *step, _ in times] == [("load", 0), *steps, *steps]
+    assert all(ms > 0 for *_, ms in times)
+    first, again = np.fromfile(tmp_path / "logits.f32", np.float32).reshape(2, 3, -1)
+    assert np.array_equal(first, again) and not np.array_equal(first[0], first[1])
 
 
 def test_help_teaches(native):

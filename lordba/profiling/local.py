@@ -15,6 +15,9 @@ from lordba.profiling.host import load_average, machine_of, this_device
 from lordba.profiling.plan import Plan
 from lordba.profiling.record import BlockSeries, profile_json
 
+BUSY = 0.5
+"""Waiting processes per core from which on a machine counts as busy."""
+
 
 def profile(
     bundle: Bundle,
@@ -29,7 +32,7 @@ def profile(
     More than one process, because where its memory lies, a process keeps for good or ill.
     `report(what, total, done)` is called as work goes on; `notes` are said in the conditions.
     """
-    before = load_average()
+    before, busy = load_average(), busy_note()
     series: list[BlockSeries] = []
     further: dict[str, Any] = {"memory": [], "operators": []}
     for count in threads:
@@ -55,14 +58,23 @@ def profile(
             further["operators"].append({**about, "threads": count, **row})
     conditions = {
         "interleaved": True,
+        "clock": plan.clock,
         "warm_up": 1,
         "rounds": plan.rounds,
         "processes": processes,
         "context": plan.context,
         "load_average": [before, load_average()],
-        "notes": list(notes),
+        "notes": [*busy, *notes],
     }
     return profile_json(series, this_device(), machine_of(bundle), conditions, further)
+
+
+def busy_note() -> list[str]:
+    """What to say of a machine that does other work while it is measured."""
+    load = load_average()
+    if load < BUSY * (os.cpu_count() or 1):
+        return []
+    return [f"the machine was busy (load average {load}): times and differences are larger than on an idle one"]
 
 
 def series_of(plan: Plan, found: dict[tuple[int, str, int], list[list[float]]]) -> list[BlockSeries]:

@@ -84,7 +84,7 @@ def _executorch_group(name: str) -> str:
 def _onnx_group(event: dict[str, Any]) -> str:
     kind, name = event["args"]["op_name"], event["name"]
     shapes = [shape for entry in event["args"].get("input_type_shape", []) for shape in entry.values()]
-    if kind == "SignAdapter" or ".lora_" in name:
+    if kind.startswith("SignAdapter") or ".lora_" in name:
         return "adapters"
     # a matrix product with one changing input has a weight; ReduceSum: the group sums of 4-bit weights with an offset
     if kind in ("MatMulNBits", "Gemm", "ReduceSum") or (kind == "MatMul" and len(shapes) == 1):

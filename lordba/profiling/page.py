@@ -57,6 +57,7 @@ def _lead(record: Mapping[str, Any]) -> str:
         f'<p class="lead">{escape(", ".join(models))}. Measured on {escape(device["device"])}, {escape(device["os"])}. '
         "Bars are medians over the base alone in the same run; the thin line is the noise of the difference. "
         "A hollow bar is a difference below the noise, which is not quoted.</p>"
+        + "".join(f'<p class="warning">{escape(note)}</p>' for note in record["conditions"].get("notes", []))
     )
 
 

@@ -69,6 +69,8 @@ class Plan:
     rounds: int
     loads: int
     swaps: int
+    clock: str = "wall"
+    """"cpu": the processor time of the process, which other work on the machine touches less; for one thread."""
 
     def json(self) -> str:
         return json.dumps(asdict(self))
@@ -84,6 +86,8 @@ def variants_of(bundle: Bundle, adapter: str | None, against: Sequence[Bundle]) 
 
     Raises LordbaError where the bundles are not of one base, one target and one quantization.
     """
+    if _mode(bundle) in COMPARISON_MODES:
+        raise LordbaError(f"{bundle.folder}: is a bundle to compare with; name it with --against, beside a LoRDBA one")
     for other in against:
         _check_comparable(bundle, other)
     result = [_variant(other) for other in sorted(against, key=lambda b: COMPARISON_MODES.index(_mode(b)))]

@@ -76,6 +76,7 @@ def profile_report(record: Mapping[str, Any]) -> RenderableType:
     if counts:
         cells = [[phase_name(row), title_of(row), f"{row['instructions']:,}"] for row in counts]
         parts.append(table("executed instructions of one step, which is no time", ["", "", "instructions"], cells))
+    parts += [Text(f"note: {note}", "yellow") for note in record["conditions"].get("notes", [])]
     memory = record.get("memory", [])
     if memory:
         cells = [[title_of(row), f"{row['peak_bytes'] / 1e6:,.0f} MB"] for row in memory]

@@ -58,35 +58,46 @@ def set_threads(plan: Plan) -> None:
         set_threads(plan.threads)
 
 
-def milliseconds(call: Callable[[], object]) -> float:
-    started = time.perf_counter()
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+def milliseconds(call: Callable[[], object], clock: str = "wall") -> float:
+    now = CLOCKS[clock]
+    started = now()
     call()
-    return 1e3 * (time.perf_counter() - started)
+    return 1e3 * (now() - started)
 
 
 class Program:
     """A variant, loaded; `load_ms` is how long that took, the bundle's own check left out."""
 
-    def __init__(self, variant: Variant, bundle: Bundle, threads: int, trace: Path | None = None) -> None:
+    def __init__(self, variant: Variant, bundle: Bundle, plan: Plan, trace: Path | None = None) -> None:
         self.variant = variant
-        started = time.perf_counter()
-        self.runner = open_runner(bundle, threads, trace)
-        self.bank = AdapterBank(bundle, runner=self.runner)
-        with self.bank.use(variant.use):
+        self.clock = plan.clock
+
+        def load() -> None:
+            self.runner = open_runner(bundle, plan.threads, trace)
+            self.bank = AdapterBank(bundle, runner=self.runner)
+            self.use(variant.use)
+
+        self.load_ms = milliseconds(load, plan.clock)
+
+    def use(self, adapter: str | None) -> None:
+        """Swap to an adapter."""
+        with self.bank.use(adapter):
             pass
-        self.load_ms = 1e3 * (time.perf_counter() - started)
 
     def prefill(self, length: int) -> float:
         """Milliseconds of one prefill."""
         with self.bank.use(self.variant.use) as session:
             text = tokens(length)
-            return milliseconds(lambda: session.feed(text))
+            return milliseconds(lambda: session.feed(text), self.clock)
 
     def decode(self, context: int, n: int) -> list[float]:
         """Milliseconds of each of n tokens after a context; one more before them is not counted (caches are cold)."""
         with self.bank.use(self.variant.use) as session:
             session.feed(tokens(context))
-            return [milliseconds(lambda: session.feed(tokens(1))) for _ in range(n + 1)][1:]
+            return [milliseconds(lambda: session.feed(tokens(1)), self.clock) for _ in range(n + 1)][1:]
 
 
 def measure(plan: Plan, report: Callable[[], None]) -> list[dict[str, Any]]:
@@ -99,7 +110,7 @@ def measure(plan: Plan, report: Callable[[], None]) -> list[dict[str, Any]]:
         programs.clear()
         gc.collect()
         for i, variant in enumerate(plan.variants):
-            programs.append(Program(variant, bundles[variant.folder], plan.threads))
+            programs.append(Program(variant, bundles[variant.folder], plan))
             samples.setdefault((i, "load", 0), []).append(programs[-1].load_ms)
     for i, program in enumerate(programs):
         if program.variant.use and plan.swaps:
@@ -122,14 +133,12 @@ def swap(program: Program, swaps: int) -> list[float]:
     """Milliseconds from an adapter's file to a session that uses it, coming from another adapter or from none."""
     bundle, name = program.bank.bundle, program.variant.use
     other = next((entry.name for entry in bundle.manifest.adapters if entry.name != name), None)
-    bank = AdapterBank(bundle, budget=0, runner=program.runner)  # keeps none: every use reads the file
+    program.bank = AdapterBank(bundle, budget=0, runner=program.runner)  # keeps none: every use reads the file
     times = []
     for _ in range(swaps + 1):
-        with bank.use(other):
-            pass
-        started = time.perf_counter()
-        with bank.use(name):
-            times.append(1e3 * (time.perf_counter() - started))
+        program.use(other)
+        times.append(milliseconds(lambda: program.use(name), program.clock))
+    program.bank = AdapterBank(bundle, runner=program.runner)
     return times[1:]
 
 
@@ -162,7 +171,7 @@ def _peak_memory(plan: Plan, variant: Variant) -> int:
     set_threads(plan)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = status_bytes("VmRSS")
-    program = Program(variant, bundle, plan.threads)
+    program = Program(variant, bundle, plan)
     program.prefill(max(plan.lengths))
     program.decode(plan.context, plan.decode)
     return status_bytes("VmHWM") - before
@@ -186,7 +195,7 @@ def operators(plan: Plan, report: Callable[[], None]) -> list[dict[str, Any]]:
     for i, variant in enumerate(plan.variants):
         bundle = read_bundle(Path(variant.folder))
         with tempfile.TemporaryDirectory() as folder:
-            program = Program(variant, bundle, plan.threads, Path(folder) / "trace")
+            program = Program(variant, bundle, plan, Path(folder) / "trace")
             for _ in range(TRACED_WARM_UP + TRACED_RUNS):
                 program.prefill(length)
             program.decode(plan.context, plan.decode)
