@@ -14,6 +14,7 @@ import kotlin.system.exitProcess
  * What tests/test_android_native.py runs in a JVM, over the same native library as on the phone:
  *
  *     logits BUNDLE OUT PREFILL TOKENS ADAPTER...  one program, one adapter after the other; logits of every step
+ *     text BUNDLE PROMPT N ADAPTER...              one bank, one adapter after the other; see RunText.kt
  *     mistakes BUNDLE                              what each mistake is answered with, a line each
  *     memory BUNDLE                                bytes that many openings and closings left behind; what a watch sees
  */
@@ -21,6 +22,7 @@ fun main(arguments: Array<String>) {
     val bundle = readBundle(File(arguments[1]))
     when (arguments[0]) {
         "logits" -> logits(bundle, File(arguments[2]), arguments[3].toInt(), ids(arguments[4]), arguments.drop(5))
+        "text" -> text(bundle, arguments[2], arguments[3].toInt(), arguments.drop(4))
         "mistakes" -> mistakes(bundle)
         "memory" -> memory(bundle)
         else -> exitProcess(2)
