@@ -26,6 +26,7 @@ examples:
   python -m lordba.export --target onnx --base-quant int8
   python -m lordba.export --target coreml --ios 17 --stateless --adapter shakespeare=./shakespeare
   python -m lordba.export --target executorch --model ./my-model --adapter ./pirate --adapter terse=./my-terse-adapter
+  python -m lordba.export --target executorch --train
   python -m lordba.export --target executorch --base-quant none --adapter-mode input --output ./float-bundle
   python -m lordba.export --target executorch --android
 """
@@ -35,6 +36,7 @@ ADAPTER_MODES = {"executorch": ("ptd", "input"), "coreml": ("functions", "inputs
 OPTION_OWNERS = {
     "route": "executorch",
     "delegate": "executorch",
+    "train": "executorch",
     "accuracy_level": "onnx",
     "ort_format": "onnx",
     "ios": "coreml",
@@ -118,6 +120,14 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="executorch, onnx: a bundle for the app in android_demo, with adapters as inputs, for onnx of 1024 tokens",
     )
+    add(
+        "--train",
+        nargs="?",
+        const="fused",
+        choices=["fused", "portable"],
+        help="executorch: add a program that trains adapters on the device; fused (default) is small and fast, "
+        "portable has standard operators alone, for runtimes without our kernels",
+    )
     add("--ort-format", action="store_true", help="onnx: also write the program as .ort files, for builds for phones")
     return result
 
@@ -180,6 +190,7 @@ def main() -> None:
         stateless=arguments.stateless,
         delegate=arguments.delegate,
         android=arguments.android,
+        train=arguments.train,
     )
     if options.android:
         options = for_android(options, arguments.target)

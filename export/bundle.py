@@ -116,6 +116,7 @@ def export(
             adapters=[entry(folder, program, name, adapter) for name, adapter in adapters.items()],
             tokenizer=TOKENIZER_NAME,
             no_adapter=program.no_adapter,
+            training=program.training,
         )
         write_manifest(folder, manifest)
         parity, rows = verify(target, read_bundle(folder), windows, adapters, quality, report)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ class ExportOptions:
     `adapter_mode` None: `ptd` for ExecuTorch, `functions` for Core ML. `route` and `delegate` are ExecuTorch's,
     `accuracy_level` and `ort_format` ONNX Runtime's, `ios`, `sign_storage` and `stateless` Core ML's, `sign_storage`
     also of ExecuTorch's delegate coreml. max_seq_len None: 512 tokens where the cache has a fixed size, and what the
-    model takes for ONNX Runtime.
+    model takes for ONNX Runtime. `train` names the form of a training program to add, ExecuTorch's alone.
     """
 
     output: Path
@@ -47,6 +47,7 @@ class ExportOptions:
     delegate: str = "xnnpack"
     android: bool = False
     """For the app in android_demo: see android.py."""
+    train: str | None = None
 
 
 class Captured(Protocol):
@@ -84,6 +85,8 @@ class Program:
     """What each of these functions adds to the program."""
     checks: Sequence[ParityCheck] = ()
     """What was measured of the written files themselves."""
+    training: dict[str, Any] | None = None
+    """The manifest's entry of a training program."""
 
 
 class Target(Protocol):

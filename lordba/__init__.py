@@ -4,14 +4,14 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lordba.adapter import Adapter, SignModule, load_adapter, save_adapter
 from lordba.errors import LordbaError
-from lordba.layers import LordbaLinear, attach, detach
-from lordba.scales import ScaleCode
 
 if TYPE_CHECKING:
+    from lordba.adapter import Adapter, SignModule, load_adapter, save_adapter
     from lordba.bank import AdapterBank
+    from lordba.layers import LordbaLinear, attach, detach
     from lordba.packing import pack
+    from lordba.scales import ScaleCode
     from lordba.tuner import LordbaConfig, start_from
 
 # In a checkout, export/ and backends/ lie beside this folder; installed, they lie inside it.
@@ -36,6 +36,14 @@ __all__ = [
     "start_from",
 ]
 _LATE = {
+    "Adapter": "lordba.adapter",
+    "SignModule": "lordba.adapter",
+    "load_adapter": "lordba.adapter",
+    "save_adapter": "lordba.adapter",
+    "LordbaLinear": "lordba.layers",
+    "attach": "lordba.layers",
+    "detach": "lordba.layers",
+    "ScaleCode": "lordba.scales",
     "AdapterBank": "lordba.bank",
     "LordbaConfig": "lordba.tuner",
     "start_from": "lordba.tuner",
@@ -44,7 +52,7 @@ _LATE = {
 
 
 def __getattr__(name: str) -> Any:
-    """The names whose modules are imported with their first use; all but AdapterBank need PEFT."""
+    """The names whose modules are imported with their first use: training on a device needs no PyTorch, nor PEFT."""
     if name not in _LATE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_LATE[name]), name)

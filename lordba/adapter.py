@@ -13,16 +13,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from lordba.adapter_folder import (
+    CONFIG_NAME,
+    FORMAT_VERSION,
+    PREFIX,
+    WEIGHTS_NAME,
+    StoredModule,
+    write_adapter_folder,
+)
 from lordba.errors import LordbaError
-from lordba.files import new_folder, write_safetensors
 from lordba.scales import EncodedScales, ScaleCode, check_encoded, decode_scales
 from lordba.signs import has_clean_padding, packed_width, unpack_signs
-
-FORMAT_VERSION = 1
-CONFIG_NAME = "adapter_config.json"
-WEIGHTS_NAME = "adapter_model.safetensors"
-PREFIX = "base_model.model."
-SCALE_NAMES = ("in", "mid", "out")
 
 
 @dataclass(frozen=True)
@@ -101,31 +102,21 @@ class Adapter:
 
 def save_adapter(adapter: Adapter, folder: Path) -> None:
     """Write an adapter folder; an existing adapter there is replaced only once the new one is complete."""
-    tensors: dict[str, Tensor] = {}
-    shapes: dict[str, dict[str, int]] = {}
-    for path, module in sorted(adapter.modules.items()):
-        key = PREFIX + path
-        shapes[key] = {"d_in": module.d_in, "d_out": module.d_out, "r": module.r}
-        tensors[f"{key}.lordba_A.signs"] = module.a_signs.contiguous()
-        tensors[f"{key}.lordba_B.signs"] = module.b_signs.contiguous()
-        for name, scales in zip(SCALE_NAMES, module.scales, strict=True):
-            tensors[f"{key}.lordba_scale_{name}"] = scales.values
-            if scales.range is not None:
-                tensors[f"{key}.lordba_scale_{name}.range"] = scales.range
-    config = {
-        **adapter.peft_config,
-        "peft_type": "LORDBA",
-        "format_version": FORMAT_VERSION,
-        "scale_code": adapter.scale_code.value,
-        "r": adapter.r,
-        "target_modules": sorted({path.rsplit(".", 1)[-1] for path in adapter.modules}),
-        "base_model_name_or_path": adapter.base_model_name_or_path,
-        "base_fingerprint": adapter.base_fingerprint,
+    modules = {
+        path: StoredModule(
+            r=module.r,
+            d_in=module.d_in,
+            d_out=module.d_out,
+            a_signs=module.a_signs.contiguous(),
+            b_signs=module.b_signs.contiguous(),
+            scales=(module.s_in.values, module.s_mid.values, module.s_out.values),
+            ranges=(module.s_in.range, module.s_mid.range, module.s_out.range),
+        )
+        for path, module in adapter.modules.items()
     }
-    metadata = {"format": "lordba", "format_version": str(FORMAT_VERSION), "shapes": json.dumps(shapes)}
-    with new_folder(folder, replaceable_if=CONFIG_NAME) as out:
-        write_safetensors(out / WEIGHTS_NAME, tensors, metadata)
-        (out / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
+    code = adapter.scale_code.value
+    base = adapter.base_model_name_or_path
+    write_adapter_folder(folder, modules, code, base, adapter.base_fingerprint, adapter.peft_config)
 
 
 def load_adapter(folder: Path) -> Adapter:

@@ -74,6 +74,8 @@ class Manifest:
     tokenizer: str | None = None
     no_adapter: str | None = None
     """The file that stands for "no adapter", where the program needs one."""
+    training: dict[str, Any] | None = None
+    """What trains adapters for this bundle: program, form, max_seq_len, requires; None if it cannot train."""
     format_version: int = FORMAT_VERSION
 
 
@@ -110,7 +112,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != MANIFEST_NAME
     ]
-    _write_record(folder, asdict(manifest) | {"files": [asdict(file) for file in files]})
+    record = asdict(manifest) | {"files": [asdict(file) for file in files]}
+    _write_record(folder, record if manifest.training else {key: record[key] for key in record if key != "training"})
 
 
 def change_adapters(bundle: Bundle, adapters: Sequence[BundleAdapter], files: Sequence[BundleFile]) -> Bundle:
@@ -147,10 +150,12 @@ def read_bundle(folder: Path, target: str | None = None) -> Bundle:
             "install a newer lordba or export the bundle again"
         )
     try:
-        known = {name: record[name] for name in Manifest.__dataclass_fields__}
+        known = {name: record[name] for name in Manifest.__dataclass_fields__ if name != "training"}
+        training = record.get("training")
         manifest = Manifest(
             **known
             | {
+                "training": None if training is None else {**training, "program": str(training["program"])},
                 "files": [BundleFile(**f) for f in record["files"]],
                 "adapters": [BundleAdapter(**a) for a in record["adapters"]],
                 "parity": [ParityCheck(**p) for p in record["parity"]],
@@ -162,7 +167,8 @@ def read_bundle(folder: Path, target: str | None = None) -> Bundle:
         raise LordbaError(
             f"{path}: the bundle is for {manifest.target}, not for {target}; export it with --target {target}"
         )
-    used = [manifest.program, manifest.tokenizer, manifest.no_adapter, *(a.file for a in manifest.adapters)]
+    trains = manifest.training["program"] if manifest.training else None
+    used = [manifest.program, manifest.tokenizer, manifest.no_adapter, trains, *(a.file for a in manifest.adapters)]
     listed = {str(part) for file in manifest.files for part in (Path(file.path), *Path(file.path).parents)}
     if unlisted := {name for name in used if name} - listed:
         raise LordbaError(f"{path}: uses {min(unlisted)}, which its files do not list; export the bundle again")

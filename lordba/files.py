@@ -2,15 +2,16 @@
 
 import contextlib
 import hashlib
+import importlib
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-import safetensors.torch
-from torch import Tensor
+import numpy as np
 
 from lordba.errors import LordbaError
 
@@ -71,12 +72,14 @@ def new_folder(path: Path, *, replaceable_if: str) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write tensors, always as the same bytes: safetensors' own writer puts the metadata in random order.
+def write_safetensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+    """Write tensors of PyTorch, or NumPy's arrays without importing it, always as the same bytes.
 
-    It also makes its files readable by their owner alone, and raises an error of its own when the disk is full.
+    safetensors' own writer puts the metadata in random order; it also makes its files readable by their owner alone,
+    and raises an error of its own when the disk is full.
     """
-    raw = safetensors.torch.save(dict(tensors), dict(metadata))
+    kind = "numpy" if all(isinstance(tensor, np.ndarray) for tensor in tensors.values()) else "torch"
+    raw = importlib.import_module(f"safetensors.{kind}").save(dict(tensors), dict(metadata))
     start = 8 + int.from_bytes(raw[:8], "little")
     header = json.loads(raw[8:start])
     header["__metadata__"] = dict(sorted(metadata.items()))

@@ -6,23 +6,49 @@ is written before under a name that nothing uses yet, and the file of one that l
 
 import contextlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
-import torch
 
-from lordba.adapter import Adapter
-from lordba.blob import MAGIC, make_blob, read_module
 from lordba.bundle import Bundle, BundleAdapter, BundleFile, change_adapters, is_adapter_name
 from lordba.errors import LordbaError
 from lordba.files import new_file, sha256_of
 
-Write = Callable[[Adapter, Path], None]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lordba.adapter import Adapter
+
+MAGIC = b"LORDBA\0\0"  # of a blob; this module works without PyTorch, which lordba.blob needs
+
+
+class Installable(Protocol):
+    """What the manifest says of an adapter: an Adapter, or one that was packed on a device."""
+
+    @property
+    def modules(self) -> Mapping[str, Any]: ...
+    @property
+    def scale_code(self) -> str: ...
+    @property
+    def base_model_name_or_path(self) -> str | None: ...
+    @property
+    def base_fingerprint(self) -> str | None: ...
+    @property
+    def r(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def fp16_lora_bytes(self) -> int: ...
+
+
+Given = TypeVar("Given", bound=Installable)
+Write = Callable[[Given, Path], None]
 """Writes an adapter as a program's runtime reads it, or raises LordbaError: see session.Runner."""
 
 
-def install(bundle: Bundle, name: str, adapter: Adapter, write: Write) -> Bundle:
+def install(bundle: Bundle, name: str, adapter: Given, write: Write[Given]) -> Bundle:
     """Add an adapter to a bundle, or replace the one of this name; returns the bundle as it is then.
 
     Raises LordbaError, and changes nothing, where the adapter is not one for this base and program.
@@ -36,7 +62,7 @@ def install(bundle: Bundle, name: str, adapter: Adapter, write: Write) -> Bundle
         name=name,
         file=file,
         r=adapter.r,
-        scale_code=adapter.scale_code.value,
+        scale_code=str(adapter.scale_code),
         modules=len(adapter.modules),
         bytes=adapter.nbytes,
         fp16_lora_bytes=adapter.fp16_lora_bytes,
@@ -68,7 +94,7 @@ def _changed(bundle: Bundle, name: str, entry: BundleAdapter | None = None, file
     return changed
 
 
-def _check(bundle: Bundle, name: str, adapter: Adapter) -> None:
+def _check(bundle: Bundle, name: str, adapter: Installable) -> None:
     if not is_adapter_name(name):
         raise LordbaError(f"the adapter's name {name!r} is no usable file name; take letters, digits, - _ and .")
     expected = bundle.manifest.base["fingerprint"]
@@ -90,8 +116,10 @@ def _unused_file(bundle: Bundle, name: str) -> str:
     return next(f"adapters/{name}.{i}" for i in itertools.count(1) if not (folder / f"{name}.{i}").exists())
 
 
-def write_blob(bundle: Bundle, adapter: Adapter, path: Path) -> None:
+def write_blob(bundle: Bundle, adapter: "Adapter", path: Path) -> None:
     """An adapter as a program with blobs reads it; what install.Write is."""
+    from lordba.blob import make_blob
+
     mode, modules = bundle.manifest.adapter_mode, bundle.manifest.modules
     arranged = [adapter.modules.get(module) if module else None for module in modules]
     if mode in ("input", "inputs"):
@@ -125,11 +153,15 @@ def _check_shapes(bundle: Bundle, path: Path) -> None:
             )
 
 
-def _blob_of(path: Path) -> torch.Tensor:
+def _blob_of(path: Path) -> "Tensor":
+    import torch
+
     raw = path.read_bytes()
     return torch.from_numpy(np.frombuffer(raw, np.uint8, offset=raw.index(MAGIC)).copy())
 
 
-def _sizes(blob: torch.Tensor, index: int) -> tuple[int, int] | None:
+def _sizes(blob: "Tensor", index: int) -> tuple[int, int] | None:
+    from lordba.blob import read_module
+
     module = read_module(blob, index)
     return None if module is None else (module[2].numel(), module[4].numel())

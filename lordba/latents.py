@@ -6,7 +6,9 @@ from torch import Tensor
 from lordba.adapter import SignModule
 from lordba.scales import ScaleCode, encode_scales
 from lordba.signs import pack_signs
-from lordba.ste import implied_scales
+from lordba.ste import implied_scales, with_signs
+
+_TINY = torch.finfo(torch.float32).tiny
 
 
 def to_module(a: Tensor, b: Tensor, scaling: float) -> SignModule:
@@ -14,6 +16,37 @@ def to_module(a: Tensor, b: Tensor, scaling: float) -> SignModule:
     a, b = a.detach().cpu(), b.detach().cpu()
     s_in, s_mid, s_out = (encode_scales(s, ScaleCode.FP32) for s in implied_scales(a, b, scaling))
     return SignModule(pack_signs(a), pack_signs(b), s_in, s_mid, s_out)
+
+
+def to_stored(a: Tensor, b: Tensor, code: ScaleCode) -> SignModule:
+    """The direct form: the latents' own signs, and their implied scales as the code holds them, with no refit.
+
+    What a device packs (backends/training/pack.c), bit for bit. A [r, d_in], B [d_out, r], scaling 1.
+    """
+    (p_a, q_a), (p_b, q_b) = direct_envelope(a), direct_envelope(b)
+    s_in, s_mid, s_out = (encode_scales(s, code) for s in (q_a, p_a * q_b, p_b))
+    return SignModule(pack_signs(a), pack_signs(b), s_in, s_mid, s_out)
+
+
+def direct_envelope(latent: Tensor) -> tuple[Tensor, Tensor]:
+    """ste.envelope in float32, by float64 sums in the order of their indices, which every language can repeat."""
+    size = latent.detach().cpu().float().abs().double()
+    rows, columns = size.shape
+    of_rows, of_columns, total = torch.zeros(rows).double(), torch.zeros(columns).double(), 0.0
+    for column in size.T.contiguous():
+        of_rows += column
+    for row in size:
+        of_columns += row
+    for value in of_rows.tolist():
+        total += value
+    mean = max(total / (rows * columns), _TINY)
+    return (of_rows / columns).float(), (of_columns / rows / mean).float()
+
+
+def direct_factors(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """env(A) [r, d_in] and env(B) [d_out, r] by `direct_envelope`, with which a device trains."""
+    (p_a, q_a), (p_b, q_b) = direct_envelope(a), direct_envelope(b)
+    return with_signs(torch.outer(p_a, q_a), a), with_signs(torch.outer(p_b, q_b), b)
 
 
 def to_latents(module: SignModule) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,6 @@
 """Training text: files to tokenized examples, and which examples a step sees, a function of seed and step alone."""
 
 import functools
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lordba.errors import LordbaError
+from lordba.text_examples import IGNORED, read_sequences
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-IGNORED = -100  # the label of tokens that are read but not learned
 
 
 @dataclass(frozen=True)
@@ -32,46 +29,14 @@ class Example:
 
 
 def read_examples(path: Path, tokenizer: "PreTrainedTokenizerBase", max_length: int) -> list[Example]:
-    """Examples of a text file (windows of max_length tokens) or of a .jsonl file (one example a line, cut to it).
+    """Examples of a .txt or .jsonl file: see text_examples.read_sequences."""
 
-    A line is {"text": ...}, learned as a whole, or {"prompt": ..., "completion": ...}, whose completion alone is
-    learned; both end with the end token.
-    """
-    try:
-        content = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise LordbaError(f"{path}: cannot be read as UTF-8 text ({error}); give a .txt or .jsonl file") from error
-    if path.suffix == ".jsonl":
-        lines = [(n, line) for n, line in enumerate(content.splitlines(), 1) if line.strip()]
-        examples = [_parse(line, f"{path}:{n}", tokenizer, max_length) for n, line in lines]
-    else:
-        ids = torch.tensor(tokenizer(content).input_ids, dtype=torch.long)
-        whole = ids.numel() // max_length * max_length or ids.numel()
-        examples = [Example(window, window) for window in ids[:whole].split(max_length)]
-    examples = [example for example in examples if example.targets]
-    if not examples:
-        raise LordbaError(f"{path}: holds no text to learn from (prompts longer than --max-length leave nothing)")
-    return examples
+    def encode(text: str, special: bool) -> list[int]:
+        return tokenizer(text, add_special_tokens=special).input_ids
 
-
-def _parse(line: str, where: str, tokenizer: "PreTrainedTokenizerBase", max_length: int) -> Example:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise LordbaError(f"{where}: is not JSON ({error}); every line must be one object") from error
-    keys = ["text"] if isinstance(record, dict) and "text" in record else ["prompt", "completion"]
-    if not isinstance(record, dict) or not all(isinstance(record.get(key), str) for key in keys):
-        wanted = '{"text": ...} or {"prompt": ..., "completion": ...}'
-        raise LordbaError(f"{where}: expected {wanted} with strings, found {line:.60}")
     end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-    if len(keys) == 1:
-        read, learned = [], tokenizer(record["text"]).input_ids
-    else:
-        read = tokenizer(record["prompt"]).input_ids
-        learned = tokenizer(record["completion"], add_special_tokens=False).input_ids
-    ids = torch.tensor([*read, *learned, *end], dtype=torch.long)
-    labels = torch.cat([torch.full((len(read),), IGNORED), ids[len(read) :]])
-    return Example(ids[:max_length], labels[:max_length])
+    found = read_sequences(path, encode, end, max_length)
+    return [Example(torch.tensor(sequence.ids), torch.tensor(sequence.labels)) for sequence in found]
 
 
 def split(examples: Sequence[Example], fraction: float, seed: int) -> tuple[list[Example], list[Example]]:

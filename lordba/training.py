@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from lordba.checkpoint import last_checkpoint, load_checkpoint, save_checkpoint
 from lordba.errors import LordbaError
 from lordba.optim import Lion8bit
+from lordba.schedule import learning_rate
 from lordba.train_data import IGNORED, Example, batch_of, micro_batches
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": torch.optim.AdamW, "lion8bit": Lion8bit}
@@ -40,9 +41,8 @@ class Plan:
     """Sequences that a process takes at once; None: its whole share of a batch."""
 
     def rate(self, step: int) -> float:
-        """Learning rate: a linear warm-up, then a cosine down to a twentieth."""
-        cosine = 0.525 + 0.475 * math.cos(math.pi * step / self.steps)
-        return self.learning_rate * cosine * min(1.0, (step + 1) / max(1, self.warmup))
+        """The learning rate of a step."""
+        return learning_rate(step, self.steps, self.learning_rate, self.warmup)
 
 
 @dataclass

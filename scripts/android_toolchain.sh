@@ -6,8 +6,8 @@
 # It prints shell assignments of paths; what it does meanwhile goes to stderr. Does nothing where all is there. GROUPs:
 #   core    JAVA_HOME, KOTLINC, KTLINT, ANDROID_JAR (API 23), GSON_JAR, JUNIT_CLASSPATH (JUnit 4, kotlin-test)
 #   native  CLANG, READELF, JAVA_HOME (its include folder holds jni.h)
-#   apk     core's, and ANDROID_RESOURCES (framework-res.apk), AAPT, DX, ZIPALIGN, APKSIGNER, DEXDUMP,
-#           ONNXRUNTIME_JAR, ONNXRUNTIME_LIBRARIES (a folder of arm64-v8a libraries)
+#   apk     core's, and ANDROID_RESOURCES (framework-res.apk), AAPT, ASM_CLASSPATH, DX, ZIPALIGN, APKSIGNER,
+#           DEXDUMP, ONNXRUNTIME_JAR, ONNXRUNTIME_LIBRARIES (a folder of arm64-v8a libraries)
 # Downloads lie in LORDBA_ANDROID_CACHE, by default lordba-android in the user's cache folder; delete it to start anew.
 # Needs Debian 12 or a system with its packages, and npm for Kotlin, ktlint and ONNX Runtime's AAR.
 set -euo pipefail
@@ -106,7 +106,7 @@ native() {
 apk() {
   core
   apt_install aapt=aapt zipalign=zipalign apksigner=apksigner dexdump=dexdump zip=zip \
-    /usr/share/android-framework-res/framework-res.apk=android-framework-res
+    /usr/share/android-framework-res/framework-res.apk=android-framework-res /usr/share/java/asm-tree.jar=libasm-java
   local ort=onnxruntime-android-1.29
   npm_package com.github.asus4.onnxruntime@0.4.9 e59788788818fdde1b2e522e766a21ba0f7d8391de55737abf81e32cc801785d \
     $ort Plugins/Android/onnxruntime.aar
@@ -119,6 +119,7 @@ apk() {
   chmod +x "$work/dx" && mv "$work/dx" "$cache/dx"
   path ANDROID_RESOURCES "/usr/share/android-framework-res/framework-res.apk"
   path AAPT "$(command -v aapt)"
+  path ASM_CLASSPATH /usr/share/java/asm.jar:/usr/share/java/asm-tree.jar:/usr/share/java/asm-commons.jar
   path DX "$cache/dx"
   path ZIPALIGN "$(command -v zipalign)"
   path APKSIGNER "$(command -v apksigner)"

@@ -35,7 +35,7 @@ def allowed_imports(table: Path) -> tuple[set[str], set[str]]:
     return {name for name, _, level in rows if int(level) <= MIN_SDK}, {library for _, library, _ in rows}
 
 
-def problems(library: Path, soname: str, exports: set[str], imports: Path | None) -> list[str]:
+def problems(library: Path, soname: str, exports: set[str], imports: Path | None, linux: bool) -> list[str]:
     """Why Android would refuse the library, or what it holds beyond what it should."""
     found = []
     header, dynamic = readelf(library, "--file-header"), readelf(library, "--dynamic")
@@ -43,7 +43,7 @@ def problems(library: Path, soname: str, exports: set[str], imports: Path | None
     if "AArch64" not in header or "ELF64" not in header or "DYN" not in header:
         found.append("is no 64-bit ARM shared library")
     loads = [line.split() for line in segments.splitlines() if line.split()[:1] == ["LOAD"]]
-    if not loads or any(int(load[-1], 16) < PAGE or int(load[-1], 16) % PAGE for load in loads):
+    if not linux and any(int(load[-1], 16) < PAGE or int(load[-1], 16) % PAGE for load in loads):
         found.append(f"has segments that are not aligned to {PAGE} bytes: {[load[-1] for load in loads]}")
     if any("W" in load[-2] + load[-3] and "E" in load[-2] + load[-3] for load in loads):
         found.append("has a segment that is both writable and executable")
@@ -54,7 +54,7 @@ def problems(library: Path, soname: str, exports: set[str], imports: Path | None
     name = re.findall(r"\(SONAME\).*\[(.*)\]", dynamic)
     if name != [soname]:
         found.append(f"is called {name}, not {soname}")
-    if "RUNPATH" in dynamic or "RPATH" in dynamic:
+    if not linux and ("RUNPATH" in dynamic or "RPATH" in dynamic):
         found.append("names folders of the machine that built it (RUNPATH)")
     defined, wanted = symbols(library)
     if defined != exports:
@@ -75,12 +75,16 @@ def main() -> int:
     parser.add_argument("--soname", required=True, help="the name that it must have")
     parser.add_argument("--exports", nargs="+", required=True, help="the symbols that it must export, and no others")
     parser.add_argument("--imports", type=Path, help="a table of the symbols that it may ask of Android")
+    parser.add_argument(
+        "--linux", action="store_true", help="a build for ARM Linux: its page size and paths are its own"
+    )
     options = parser.parse_args()
-    found = problems(options.library, options.soname, set(options.exports), options.imports)
+    found = problems(options.library, options.soname, set(options.exports), options.imports, options.linux)
     for problem in found:
         print(f"error: {options.library.name} {problem}", file=sys.stderr)
     if not found:
-        print(f"{options.library.name}: arm64, pages of 16 KB, exports {len(options.exports)} symbols and no others")
+        pages = "for Linux" if options.linux else "pages of 16 KB"
+        print(f"{options.library.name}: arm64, {pages}, exports {len(options.exports)} symbols and no others")
     return 1 if found else 0
 
 

@@ -58,16 +58,11 @@ class SplitInt4Linear(nn.Module):
 
     def __init__(self, source: nn.Linear) -> None:
         super().__init__()
-        weight = source.weight.detach()
-        n, k = weight.shape
-        codes, step, _ = group_codes(weight)
-        codes = codes - 8
-        groups = weight.view(n, k // GROUP, GROUP)
-        scale = step.to(torch.bfloat16).to(torch.float32)
-        offset = (groups - codes * scale).mean(-1)  # takes up what rounding the scale to bf16 shifted
+        n, k = source.weight.shape
+        codes, scale, offset = split_int4(source.weight.detach())
         packed = IntxUnpackedToInt8Tensor(
-            qdata=codes.reshape(n, k).to(torch.int8),
-            scale=scale[..., 0].clone(),
+            qdata=codes,
+            scale=scale.clone(),
             zero_point=torch.zeros(n, k // GROUP, dtype=torch.int8),
             target_dtype=torch.int4,  # type: ignore[attr-defined]
             block_size=(1, GROUP),
@@ -82,12 +77,29 @@ class SplitInt4Linear(nn.Module):
         return self.codes(x) + self.offset(self.group_sums(x))
 
 
-def int8_linear(source: nn.Linear) -> QuantizedLinear:
-    """Symmetric int8 weights with one scale per output channel."""
-    weight = IntxUnpackedToInt8Tensor.from_hp(
-        source.weight.detach(), (1, source.in_features), torch.int8, activation_quantization=INT8_PER_TOKEN
+def split_int4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """weight [n, k] = scale * codes + offset: int8 codes in [-8, 7] [n, k]; scale and offset per group [n, k/32].
+
+    Scales are float32 that bf16 holds; offsets take up, on average, what rounding them shifted.
+    """
+    n, k = weight.shape
+    codes, step, _ = group_codes(weight)
+    codes = codes - 8
+    scale = step.to(torch.bfloat16).to(torch.float32)
+    offset = (weight.view(n, k // GROUP, GROUP) - codes * scale).mean(-1)
+    return codes.reshape(n, k).to(torch.int8), scale[..., 0], offset.contiguous()
+
+
+def int8_weight(weight: Tensor) -> IntxUnpackedToInt8Tensor:
+    """weight [n, k] as symmetric int8 codes with one scale per output channel."""
+    return IntxUnpackedToInt8Tensor.from_hp(
+        weight, (1, weight.shape[1]), torch.int8, activation_quantization=INT8_PER_TOKEN
     )
-    return QuantizedLinear(weight, source.bias)
+
+
+def int8_linear(source: nn.Linear) -> QuantizedLinear:
+    """A linear layer with `int8_weight`."""
+    return QuantizedLinear(int8_weight(source.weight.detach()), source.bias)
 
 
 class Int8Embedding(Int8Rows):

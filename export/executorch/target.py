@@ -7,16 +7,19 @@ import torch
 from torch import Tensor, nn
 
 from lordba.adapter import Adapter
-from lordba.bundle import Bundle
+from lordba.bundle import Bundle, ParityCheck
 from lordba.executorch_runner import Program as RuntimeProgram
 from lordba.models import BaseModel
 from lordba.session import Session
 
 from ..target import ExportOptions, Program, Way, record_inputs, worst_error
+from ..verify import text_windows
 from .adapted import AdaptedLinear
 from .capture import Captured, capture
 from .lowering import Lowered, lower, write_ptd
 from .quantize import quantize_base
+from .train_check import check_training
+from .train_program import TRAINING_NAME, TrainingProgram, largest_adapter, training_program
 
 MAX_SEQ_LEN = 512
 FLOAT_LIMITS = {"max_abs_err": 2e-3, "mean_kl": 1e-6, "top1_agreement": 0.999}
@@ -40,27 +43,47 @@ class ExecuTorchTarget:
         self.options = options
         self.adapter_mode = options.adapter_mode or "ptd"
         self.max_seq_len = options.max_seq_len or MAX_SEQ_LEN
+        self.base_quant = "none"
+        self.training: TrainingProgram | None = None
 
     def capture(self) -> Captured:
+        self.base_quant = "none"
         self.captured = capture(self.base.model, self.adapters, self.max_seq_len, self.options.route)
         return self.captured
 
     def quantize(self, base_quant: str) -> None:
+        self.base_quant = base_quant
         quantize_base(self.captured.module, base_quant)
 
     def blobs(self) -> dict[str | None, Tensor]:
         """Every adapter, and None for no adapter, as the program takes them: in ptd mode all of one size."""
         slot = self.captured.slot
-        size = slot.size_for(list(self.adapters.values())) if self.adapter_mode == "ptd" else None
+        fitting: list[Adapter | None] = [*self.adapters.values(), *([self._trained()] if self.options.train else [])]
+        size = slot.size_for(fitting) if self.adapter_mode == "ptd" else None
         return {name: slot.blob_of(self.adapters[name] if name else None, size) for name in (None, *self.adapters)}
+
+    def _trained(self) -> Adapter:
+        """An adapter of the sizes that training on the device makes: every module, the largest rank, log4 scales."""
+        return largest_adapter(self.base.model, self.captured.slot.paths, self._rank)
+
+    @property
+    def _rank(self) -> int:
+        return max(adapter.r for adapter in self.adapters.values())
 
     def lower(self, fingerprint: str, eos_ids: list[int]) -> None:
         trace = max(self.blobs().values(), key=Tensor.numel)
         metadata = runner_metadata(self.base, self.max_seq_len, eos_ids)
         self.lowered = lower(self.captured, trace, self.adapter_mode, metadata)
+        if self.options.train:
+            paths = [path for path in self.captured.slot.paths if path]
+            self.training = training_program(
+                self.base.model, self.options.train, paths, self._rank, self.base_quant, self.max_seq_len, fingerprint
+            )
 
     def write(self, folder: Path) -> Program:
         (folder / "model.pte").write_bytes(self.lowered.pte)
+        if self.training:
+            (folder / TRAINING_NAME).write_bytes(self.training.pte)
         (folder / "adapters").mkdir()
         files = {name: self._write_adapter(folder, name or "none", blob) for name, blob in self.blobs().items()}
         return Program(
@@ -71,7 +94,15 @@ class ExecuTorchTarget:
             adapter_files={name: files[name] for name in self.adapters},
             no_adapter=files[None],
             figure=f"{self.lowered.partitions} delegate partitions",
+            training=self.training.entry if self.training else None,
+            checks=self._training_checks(folder),
         )
+
+    def _training_checks(self, folder: Path) -> list[ParityCheck]:
+        if not self.training:
+            return []
+        windows = text_windows(lambda text: self.base.tokenizer(text).input_ids, self.max_seq_len)
+        return check_training(self.training, folder / TRAINING_NAME, self.captured, windows.tokens[0])
 
     def _write_adapter(self, folder: Path, name: str, blob: Tensor) -> str:
         key = self.lowered.adapter_key

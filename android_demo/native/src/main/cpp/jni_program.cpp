@@ -18,25 +18,11 @@ namespace {
 
 using lordba::Blob;
 using lordba::guarded;
+using lordba::handle_of;
+using lordba::object;
 using lordba::PeakMemory;
 using lordba::Program;
 using SharedBlob = std::shared_ptr<const Blob>;  // a program may still use a blob that its owner closed
-
-template <class T>
-T& object(jlong handle) {
-  if (handle == 0) throw lordba::Mistake("an adapter or program that is closed cannot be used; open it again");
-  return *reinterpret_cast<T*>(static_cast<intptr_t>(handle));
-}
-
-template <class T>
-jlong handle_of(std::unique_ptr<T> object) {
-  return static_cast<jlong>(reinterpret_cast<intptr_t>(object.release()));
-}
-
-template <class T>
-void destroy(jlong handle) {
-  delete reinterpret_cast<T*>(static_cast<intptr_t>(handle));
-}
 
 }  // namespace
 
@@ -52,7 +38,7 @@ NATIVE(jlong, openProgram)(JNIEnv* env, jobject, jstring path, jobjectArray oper
   });
 }
 
-NATIVE(void, closeProgram)(JNIEnv*, jobject, jlong program) { destroy<Program>(program); }
+NATIVE(void, closeProgram)(JNIEnv*, jobject, jlong program) { lordba::destroy<Program>(program); }
 
 NATIVE(jint, longestInput)(JNIEnv* env, jobject, jlong program) {
   return guarded(env, [&] { return static_cast<jint>(object<Program>(program).longest_input()); });
@@ -85,7 +71,7 @@ NATIVE(jlong, openBlob)(JNIEnv* env, jobject, jstring path) {
   });
 }
 
-NATIVE(void, closeBlob)(JNIEnv*, jobject, jlong blob) { destroy<SharedBlob>(blob); }
+NATIVE(void, closeBlob)(JNIEnv*, jobject, jlong blob) { lordba::destroy<SharedBlob>(blob); }
 
 NATIVE(jlong, openPeakMemory)(JNIEnv* env, jobject) {
   return guarded(env, [] { return handle_of(std::make_unique<PeakMemory>()); });
@@ -95,4 +81,4 @@ NATIVE(jlong, stopPeakMemory)(JNIEnv* env, jobject, jlong watch) {
   return guarded(env, [&] { return static_cast<jlong>(object<PeakMemory>(watch).stop()); });
 }
 
-NATIVE(void, closePeakMemory)(JNIEnv*, jobject, jlong watch) { destroy<PeakMemory>(watch); }
+NATIVE(void, closePeakMemory)(JNIEnv*, jobject, jlong watch) { lordba::destroy<PeakMemory>(watch); }

@@ -16,6 +16,12 @@ T required(JNIEnv* env, T value) {
   return value;
 }
 
+template <class T>
+jsize size_of(const std::vector<T>& values) {
+  if (values.size() > static_cast<size_t>(std::numeric_limits<jsize>::max())) throw std::bad_alloc();
+  return static_cast<jsize>(values.size());
+}
+
 void append_utf8(std::string& text, uint32_t code) {
   if (code < 0x80) {
     text += static_cast<char>(code);
@@ -101,13 +107,42 @@ std::vector<jint> ints_of(JNIEnv* env, jintArray array) {
   return values;
 }
 
+std::vector<float> floats_of(JNIEnv* env, jfloatArray array) {
+  if (array == nullptr) throw std::invalid_argument("expected an array of floats, found null");
+  std::vector<float> values(env->GetArrayLength(array));
+  env->GetFloatArrayRegion(array, 0, static_cast<jsize>(values.size()), values.data());
+  if (env->ExceptionCheck()) throw PendingException();
+  return values;
+}
+
 jfloatArray java_floats(JNIEnv* env, const std::vector<float>& values) {
-  if (values.size() > static_cast<size_t>(std::numeric_limits<jsize>::max())) throw std::bad_alloc();
-  const auto count = static_cast<jsize>(values.size());
+  const jsize count = size_of(values);
   const jfloatArray array = required(env, env->NewFloatArray(count));
   env->SetFloatArrayRegion(array, 0, count, values.data());
   if (env->ExceptionCheck()) throw PendingException();
   return array;
+}
+
+jintArray java_ints(JNIEnv* env, const std::vector<jint>& values) {
+  const jsize count = size_of(values);
+  const jintArray array = required(env, env->NewIntArray(count));
+  env->SetIntArrayRegion(array, 0, count, values.data());
+  if (env->ExceptionCheck()) throw PendingException();
+  return array;
+}
+
+jobjectArray java_byte_arrays(JNIEnv* env, const std::vector<std::vector<uint8_t>>& arrays) {
+  const jclass type = required(env, env->FindClass("[B"));
+  const jobjectArray all = required(env, env->NewObjectArray(size_of(arrays), type, nullptr));
+  for (size_t i = 0; i < arrays.size(); ++i) {
+    const jsize count = size_of(arrays[i]);
+    const jbyteArray array = required(env, env->NewByteArray(count));
+    env->SetByteArrayRegion(array, 0, count, reinterpret_cast<const jbyte*>(arrays[i].data()));
+    env->SetObjectArrayElement(all, static_cast<jsize>(i), array);
+    if (env->ExceptionCheck()) throw PendingException();
+    env->DeleteLocalRef(array);
+  }
+  return all;
 }
 
 void throw_error(JNIEnv* env, const std::string& message) {

@@ -1,13 +1,9 @@
 package ai.lordba.demo.runtime
 
 import ai.lordba.demo.core.Bundle
-import ai.lordba.demo.core.Factors
 import ai.lordba.demo.core.LordbaError
 import ai.lordba.demo.core.Runner
 import ai.lordba.demo.core.RunnerFactory
-import ai.lordba.demo.core.Trainer
-import ai.lordba.demo.core.TrainerFactory
-import ai.lordba.demo.core.TrainingSettings
 
 /** The runtimes of this app: ONNX Runtime with our operator, ExecuTorch with our operators built in. */
 object NativeRunners : RunnerFactory {
@@ -34,15 +30,4 @@ object NativeRunners : RunnerFactory {
                 error,
             )
         }
-}
-
-/** Fine-tuning on the phone; not built in yet. */
-object NativeTrainers : TrainerFactory {
-    override fun whyNot(bundle: Bundle): String? = "this build of the app has no trainer"
-
-    override fun open(
-        bundle: Bundle,
-        start: List<Factors?>?,
-        settings: TrainingSettings,
-    ): Trainer = throw LordbaError("${bundle.folder}: ${whyNot(bundle)}")
 }

@@ -1,0 +1,1 @@
+"""Training on the device: the ops of training programs, and the trainer that runs them without PyTorch."""
