@@ -16,9 +16,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import MAX_SEQ_LEN, VOCABULARY, random_module, some_tokens
+from conftest import MAX_SEQ_LEN, VOCABULARY, random_module, some_tokens, tiny_model
+from training_programs import add_training
 
+from lordba.adapter import load_adapter
 from lordba.bundle import Bundle
+from lordba.device_latents import read_latents
+from lordba.device_trainer import DeviceTrainer, Optimizer
+from lordba.export.executorch.train_program import training_program
 from lordba.scales import ScaleCode
 from lordba.session import Session
 
@@ -213,6 +218,55 @@ def test_every_mistake_becomes_one_sentence_in_java(jvm, tiny_bundle):
     said = dict(line.split(": ", 1) for line in jvm.call("mistakes", tiny_bundle("none", "input").folder).splitlines())
     assert {name: text for name, text in MISTAKES.items() if text not in said.get(name, "")} == {}
     assert said.keys() == MISTAKES.keys()
+
+
+@pytest.fixture(scope="module")
+def trainable(tiny_bundle: Callable[..., Bundle], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The tiny bundle (int4, adapters as inputs) with a training program for adapters of its own rank."""
+    bundle = tiny_bundle("int4", "input")
+    paths = [path for path in bundle.manifest.modules if path]
+    made = training_program(tiny_model(), "fused", paths, 8, "int4", MAX_SEQ_LEN, bundle.manifest.base["fingerprint"])
+    return add_training(bundle, tmp_path_factory.mktemp("trainable") / "bundle", made.pte, 8)
+
+
+def trained_here(bundle: Bundle, start: str | None, steps: int, seed: int) -> tuple[list[float], DeviceTrainer]:
+    """The losses, and the trainer after so many steps, in this process."""
+    assert bundle.manifest.training is not None
+    trainer = DeviceTrainer(bundle.folder / bundle.manifest.training["program"], Optimizer("adamw8bit"), seed)
+    if start:
+        read_latents(bundle, start, trainer)
+    losses = []
+    for _ in range(steps):
+        losses.append(trainer.add(TOKENS[:-1], TOKENS[1:], np.float32(1 / (len(TOKENS) - 1))))
+        trainer.update(0.02, 1.0)
+    return losses, trainer
+
+
+@pytest.mark.parametrize("start", ["north", None])
+def test_training_in_the_app_makes_the_same_adapter(jvm, trainable, tmp_path, start):
+    steps, seed, tokens = 6, 7, ",".join(map(str, TOKENS))
+    said = jvm.call("train", trainable.folder, start or "none", tmp_path / "made", steps, seed, tokens).splitlines()
+    found, mistakes = [float(line) for line in said[:steps]], said[steps:]
+    losses, trainer = trained_here(trainable, start, steps, seed)
+    assert found == pytest.approx(losses, rel=1e-6 if start is None else 1e-4) and losses[-1] < losses[0]
+    assert all(abs(a / b - 1) > 1e-3 for a, b in zip(found, trained_here(trainable, "south", 1, 8)[0], strict=False))
+    assert f"a step takes 2 to {trainer.longest} tokens, not 1" in mistakes[0]
+    assert len(mistakes) == 3 and not any("nothing was thrown" in text for text in mistakes)
+    adapter = load_adapter(tmp_path / "made")
+    assert set(adapter.modules) == {path for path in trainable.manifest.modules if path}
+    if start is None:  # both begin with the same latents, bit for bit
+        for i, path in enumerate(trainable.manifest.modules):
+            packed, module = trainer.pack(i, "log4"), adapter.modules[path]
+            assert np.array_equal(packed.a_signs.ravel(), module.a_signs.numpy().ravel())
+            assert np.array_equal(packed.b_signs.ravel(), module.b_signs.numpy().ravel())
+            for codes, scales in zip(packed.scales, (module.s_in, module.s_mid, module.s_out), strict=True):
+                assert np.array_equal(codes.ravel(), scales.values.numpy().ravel())
+
+
+def test_a_bundle_that_cannot_train_says_so(jvm, tiny_bundle, tmp_path):
+    bundle = tiny_bundle("none", "input")
+    with pytest.raises(AssertionError, match="holds no training program; export it with --target executorch --train"):
+        jvm.call("train", bundle.folder, "none", tmp_path / "made", 2, 1, "5,6,7")
 
 
 def test_nothing_is_left_in_memory_and_a_watch_sees_the_peak(jvm, tiny_bundle):

@@ -51,5 +51,6 @@ kotlin {
 
 dependencies {
     api(project(":core"))
+    implementation(libs.gson)
     implementation(libs.onnxruntime.android)
 }

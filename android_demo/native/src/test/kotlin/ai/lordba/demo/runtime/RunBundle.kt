@@ -1,10 +1,16 @@
 package ai.lordba.demo.runtime
 
+import ai.lordba.demo.core.Adapter
 import ai.lordba.demo.core.Bundle
 import ai.lordba.demo.core.LoadedAdapter
 import ai.lordba.demo.core.LordbaError
 import ai.lordba.demo.core.Runner
+import ai.lordba.demo.core.ScaleCode
+import ai.lordba.demo.core.TrainingSettings
+import ai.lordba.demo.core.blobFactors
+import ai.lordba.demo.core.blobOf
 import ai.lordba.demo.core.readBundle
+import ai.lordba.demo.core.saveAdapter
 import java.io.File
 import java.nio.ByteBuffer
 import java.nio.ByteOrder
@@ -14,14 +20,18 @@ import kotlin.system.exitProcess
  * What tests/test_android_native.py runs in a JVM, over the same native library as on the phone:
  *
  *     logits BUNDLE OUT PREFILL TOKENS ADAPTER...  one program, one adapter after the other; logits of every step
+ *     text BUNDLE PROMPT N ADAPTER...              one bank, one adapter after the other; see RunText.kt
  *     mistakes BUNDLE                              what each mistake is answered with, a line each
+ *     train BUNDLE START OUT STEPS SEED TOKENS     losses, a line each; half way it goes on from a checkpoint; packed to OUT
  *     memory BUNDLE                                bytes that many openings and closings left behind; what a watch sees
  */
 fun main(arguments: Array<String>) {
     val bundle = readBundle(File(arguments[1]))
     when (arguments[0]) {
         "logits" -> logits(bundle, File(arguments[2]), arguments[3].toInt(), ids(arguments[4]), arguments.drop(5))
+        "text" -> text(bundle, arguments[2], arguments[3].toInt(), arguments.drop(4))
         "mistakes" -> mistakes(bundle)
+        "train" -> train(bundle, arguments.drop(2))
         "memory" -> memory(bundle)
         else -> exitProcess(2)
     }
@@ -115,6 +125,31 @@ private fun mistakes(bundle: Bundle) {
     runner.close()
     tell("closed") { runner.run(intArrayOf(5), 0) }
 }
+
+private fun train(
+    bundle: Bundle,
+    arguments: List<String>,
+) {
+    val (start, out, steps, seed, tokens) = arguments
+    NativeTrainers.whyNot(bundle)?.let { throw LordbaError(it) }
+    val factors = if (start == "none") null else blobFactors(blobOf(bundle.adapterFile(start)!!))
+    val settings = TrainingSettings(learningRate = 0.02f, seed = seed.toLong())
+    val checkpoint = File("$out.checkpoint")
+    NativeTrainers.open(bundle, factors, settings).use { trainer ->
+        repeat(steps.toInt() / 2) { println(trainer.step(ids(tokens))) }
+        trainer.save(checkpoint, NOTE)
+    }
+    NativeTrainers.open(bundle, null, settings).use { trainer ->
+        check(trainer.load(checkpoint) == NOTE)
+        repeat(steps.toInt() - steps.toInt() / 2) { println(trainer.step(ids(tokens))) }
+        saveAdapter(Adapter(trainer.pack(), ScaleCode.LOG4, null, bundle.manifest.fingerprint), File(out))
+        tell("mistake") { trainer.step(intArrayOf(5)) }
+        tell("mistake") { trainer.step(intArrayOf(5, -1)) }
+        tell("mistake") { trainer.load(File("/nirgendwo")) }
+    }
+}
+
+private const val NOTE = "bis hierher 漢😀"
 
 private fun memory(bundle: Bundle) {
     fun round() =
