@@ -107,7 +107,7 @@ class DeviceTrainer:
         self.modules = [self._module(i) for i in range(self._api.modules(handle))]
         size = self._api.size(handle)
         self.latents: np.ndarray = np.ctypeslib.as_array(self._api.latents(handle), (size,))
-        """The program's own memory, float32 [size]; another array after `load`."""
+        """The trainer's own memory, float32 [size]; it lives as long as the trainer."""
 
     def __del__(self) -> None:
         if self._handle:
@@ -158,7 +158,6 @@ class DeviceTrainer:
         note = ctypes.create_string_buffer(_NOTE_BYTES)
         used = ctypes.c_size_t()
         self._check(self._api.load(self._handle, str(file).encode(), note, _NOTE_BYTES, ctypes.byref(used)))
-        self.latents = np.ctypeslib.as_array(self._api.latents(self._handle), self.latents.shape)
         return note.raw[: used.value]
 
     def write_adapter(self, file: Path, code: str, template: Path | None = None) -> None:

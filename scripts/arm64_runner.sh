@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# Cross-compiles the runner (backends/executorch/runner) for 64-bit ARM Linux: scripts/arm64_runner.sh FOLDER
+# Cross-compiles the runner and the trainer (backends/executorch/runner) for 64-bit ARM Linux:
+# scripts/arm64_runner.sh FOLDER
 # FOLDER, outside the checkout, receives ExecuTorch's aarch64 package, downloaded once, and the build.
-# Needs scripts/arm64_toolchain.sh and CMake >= 3.28. The last line says where the runner lies.
+# Needs scripts/arm64_toolchain.sh and CMake >= 3.28. The last line says where the
+# runner lies; the trainer lies beside it.
 set -euo pipefail
 
 if [ $# != 1 ]; then

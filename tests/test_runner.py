@@ -37,7 +37,10 @@ def build_native(folder: Path) -> Path:
     assert spec is not None and spec.submodule_search_locations
     source = PROJECT / "backends" / "executorch" / "runner"
     prefix = f"-DCMAKE_PREFIX_PATH={next(iter(spec.submodule_search_locations))}"
-    for arguments in (["-S", source, "-B", folder, prefix], ["--build", folder, "--parallel", "2"]):
+    for arguments in (
+        ["-S", source, "-B", folder, prefix],
+        ["--build", folder, "--parallel", "2", "--target", "lordba_runner"],
+    ):
         result = subprocess.run([sys.executable, "-m", "cmake", *arguments], capture_output=True, text=True)
         assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
     return folder / "lordba_runner"

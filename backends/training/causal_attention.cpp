@@ -183,8 +183,8 @@ Tensor& causal_attention_out(KernelRuntimeContext& ctx, const Tensor& x, const T
 }
 
 Tensor& causal_attention_backward_out(KernelRuntimeContext& ctx, const Tensor& g, const Tensor& x, const Tensor& cos,
-                                      const Tensor& sin, const Optional& q_norm, const Optional& k_norm,
-                                      int64_t heads, int64_t kv_heads, double scale, double eps, Tensor& out) {
+                                      const Tensor& sin, const Optional& q_norm, const Optional& k_norm, int64_t heads,
+                                      int64_t kv_heads, double scale, double eps, Tensor& out) {
   const auto a = attention_of(x, cos, sin, q_norm, k_norm, heads, kv_heads, scale, eps);
   ET_KERNEL_CHECK_MSG(ctx, a, InvalidArgument, out, "rows, tables and heads do not fit, or more tokens than positions");
   ET_KERNEL_CHECK(ctx, is_rows(g, heads * a->dim) && g.size(1) == a->tokens, InvalidArgument, out);

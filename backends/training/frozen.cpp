@@ -57,8 +57,7 @@ LORDBA_INLINE void decode_row(const Frozen& w, int64_t row, int64_t begin, int64
       const uint16_t* scales = static_cast<const uint16_t*>(w.scales) + row * w.groups;
       const float* offsets = w.offsets + row * w.groups;
       for (int64_t group = begin / kGroup; group < (begin + count) / kGroup; ++group) {
-        decode_group(codes + group * kHalf, from_bfloat16(scales[group]), offsets[group],
-                     out + group * kGroup - begin);
+        decode_group(codes + group * kHalf, from_bfloat16(scales[group]), offsets[group], out + group * kGroup - begin);
       }
     }
   }
@@ -102,13 +101,12 @@ std::optional<Frozen> frozen_of(const Tensor& codes, const std::optional<Tensor>
   if (is_dense(codes, ScalarType::Char)) {
     w.kind = Frozen::kInt8;
     return is_dense(*scales, ScalarType::Float) && !offsets && w.k % w.groups == 0 ? std::optional<Frozen>(w)
-                                                                                    : std::nullopt;
+                                                                                   : std::nullopt;
   }
   w.kind = Frozen::kInt4;
   w.k *= 2;
   if (!is_dense(codes, ScalarType::Byte) || !is_dense(*scales, ScalarType::BFloat16) || !offsets ||
-      !is_dense(*offsets, ScalarType::Float) || !offsets->sizes().equals(scales->sizes()) ||
-      w.groups * kGroup != w.k) {
+      !is_dense(*offsets, ScalarType::Float) || !offsets->sizes().equals(scales->sizes()) || w.groups * kGroup != w.k) {
     return std::nullopt;
   }
   w.offsets = offsets->const_data_ptr<float>();

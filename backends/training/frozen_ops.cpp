@@ -17,7 +17,7 @@ namespace {
 
 using Optional = std::optional<Tensor>;
 
-constexpr int64_t kTokens = 64;    // whose logits exist at once
+constexpr int64_t kTokens = 64;     // whose logits exist at once
 constexpr int64_t kIgnored = -100;  // the target of a token that is not learned
 
 // Rows of a weight [n, k] by tokens int64 [1, T]: [1, T, k].

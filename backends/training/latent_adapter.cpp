@@ -23,8 +23,13 @@ struct Factors {
   std::vector<float> left;     // env(B) [d_out, wide]
 
   Factors(const float* latents, int64_t r, int64_t d_in, int64_t d_out)
-      : r(r), wide((r + kPanel - 1) / kPanel * kPanel), d_in(d_in), d_out(d_out), right(r * d_in),
-        right_t(d_in * wide), left(d_out * wide) {
+      : r(r),
+        wide((r + kPanel - 1) / kPanel * kPanel),
+        d_in(d_in),
+        d_out(d_out),
+        right(r * d_in),
+        right_t(d_in * wide),
+        left(d_out * wide) {
     const float *a = latents, *b = latents + r * d_in;
     std::vector<float> p_a(r), q_a(d_in), p_b(d_out), q_b(r);
     std::vector<double> sums(std::max(r, d_in));

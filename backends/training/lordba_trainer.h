@@ -1,8 +1,9 @@
 /*
  * Training an adapter on the device: load a training program (train.pte of a bundle), step, save, pack.
  *
- * A plain C interface for JNI, Swift, ctypes and the program lordba_trainer. One trainer is for one thread at a time; it
- * uses ExecuTorch's thread pool itself. Functions that return int return 0, or -1 and a reason by lordba_trainer_error.
+ * A plain C interface for JNI, Swift, ctypes and the program lordba_trainer. One trainer is for one thread at a time;
+ * it uses ExecuTorch's thread pool itself. Functions that return int return 0, or -1 and a reason by
+ * lordba_trainer_error.
  */
 #ifndef LORDBA_TRAINER_H
 #define LORDBA_TRAINER_H

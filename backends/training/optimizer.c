@@ -34,8 +34,8 @@ static adam_step adam_of(const lordba_optimizer* o, uint64_t step, float rate, f
   return (adam_step){(float)(rate * c2 / c1), (float)(o->epsilon * c2), 1 - rate * o->decay, factor};
 }
 
-static void adamw(const lordba_optimizer* o, adam_step s, float* restrict w, const float* restrict g,
-                  float* restrict m, float* restrict v, size_t count) {
+static void adamw(const lordba_optimizer* o, adam_step s, float* restrict w, const float* restrict g, float* restrict m,
+                  float* restrict v, size_t count) {
   for (size_t i = 0; i < count; ++i) {
     const float gradient = s.factor * g[i];
     m[i] = o->beta1 * m[i] + (1 - o->beta1) * gradient;
@@ -76,8 +76,8 @@ static void adamw8(const lordba_optimizer* o, adam_step s, uint32_t seed, float*
   }
 }
 
-void lordba_optimizer_step(const lordba_optimizer* o, uint64_t step, float rate, float factor, float* w,
-                           const float* g, size_t first, size_t count, size_t n, void* state) {
+void lordba_optimizer_step(const lordba_optimizer* o, uint64_t step, float rate, float factor, float* w, const float* g,
+                           size_t first, size_t count, size_t n, void* state) {
   if (o->kind == LORDBA_SGD) {
     sgd(o, rate, factor, w + first, g, (float*)state + first, count);
     return;

@@ -100,8 +100,7 @@ void Trainer::read_layout(const std::string& path) {
       if (d_in < 1 || r < 0 || d_out < 1 || std::max({d_in, r, d_out}) > INT32_MAX) {
         throw Fault(path + ": its layout is damaged");
       }
-      modules.push_back(
-          {static_cast<uint32_t>(r), static_cast<uint32_t>(d_in), static_cast<uint32_t>(d_out), size});
+      modules.push_back({static_cast<uint32_t>(r), static_cast<uint32_t>(d_in), static_cast<uint32_t>(d_out), size});
       size += static_cast<size_t>(r * (d_in + d_out));
     }
     places_.push_back({nullptr, first, size - first});
@@ -140,7 +139,8 @@ double Trainer::add(const int64_t* tokens, const int64_t* targets, size_t count,
   std::vector<Span> found = places_;
   for (size_t i = 0; i < found.size(); ++i) {
     const auto& gradient = (*outputs)[1 + i].toTensor();
-    if (static_cast<size_t>(gradient.numel()) != found[i].count) throw Fault("a gradient has another size than its latents");
+    if (static_cast<size_t>(gradient.numel()) != found[i].count)
+      throw Fault("a gradient has another size than its latents");
     found[i].data = gradient.const_data_ptr<float>();
   }
   if (!first) {
@@ -186,8 +186,8 @@ const lordba_trainer_module& Trainer::adapted(uint32_t index) const {
 void Trainer::pack(uint32_t index, lordba_scale_code code, lordba_packed* packed) const {
   const lordba_trainer_module& module = adapted(index);
   const float* a = latents.data() + module.offset;
-  const auto status = lordba_pack_module(a, a + size_t{module.r} * module.d_in, module.r, module.d_in, module.d_out,
-                                         code, packed);
+  const auto status =
+      lordba_pack_module(a, a + size_t{module.r} * module.d_in, module.r, module.d_in, module.d_out, code, packed);
   if (status == LORDBA_PACK_NOT_FINITE) throw Fault("the latents hold NaN or infinity: the training diverged");
   if (status == LORDBA_PACK_TOO_LARGE) throw Fault("a scale exceeds fp16, which this code needs; pack as fp32");
 }

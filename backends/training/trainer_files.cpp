@@ -1,6 +1,7 @@
 // What a trainer writes and reads: checkpoints, and the adapter as a program's runtime reads it.
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
@@ -166,7 +167,7 @@ std::string Trainer::load(const std::string& file) {
   digest.take(state.data(), state.size());
   digest.take(note.data(), note.size());
   if (!in || digest.value() != header.digest) throw Fault(file + ": is damaged; remove it");
-  latents.swap(loaded);
+  std::copy(loaded.begin(), loaded.end(), latents.begin());  // in place: callers hold pointers to it
   state_.swap(state);
   steps = header.steps;
   added_.clear();
