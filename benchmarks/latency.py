@@ -21,7 +21,7 @@ from lordba.files import new_file
 from lordba.layers import linear_size
 from lordba.profiling.page import page
 from lordba.profiling.plan import title_of
-from lordba.profiling.report import milliseconds_text, overhead_text, phase_name, profile_report, sections
+from lordba.profiling.report import milliseconds_text, overhead_text, phase_name, profile_report, sections, variants
 from lordba.scales import ScaleCode, encode_scales
 from lordba.signs import pack_signs
 
@@ -128,7 +128,7 @@ def tables(record: dict[str, Any]) -> str:
         phases = list(dict.fromkeys(phase_name(row) for row in rows if row["phase"] != "swap"))
         cells = {(title_of(row), phase_name(row)): row for row in rows}
         lines = [f"**{title}**", "", f"| | {' | '.join(phases)} |", f"|---|{'---:|' * len(phases)}"]
-        for variant in dict.fromkeys(title_of(row) for row in rows):
+        for variant in variants(rows):
             shown = [cells[variant, phase] for phase in phases]
             texts = (overhead_text(row) or f"{milliseconds_text(row['ms_p50'])} ms" for row in shown)
             lines.append(f"| {variant} | {' | '.join(texts)} |")

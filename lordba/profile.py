@@ -29,6 +29,9 @@ examples:
   python -m lordba.profile bundle-executorch --device adb --runner build-android/lordba_runner --json phone.json
 """
 
+LEAST = 3
+"""Samples that a spread can be told from."""
+
 
 def numbers(text: str) -> list[int]:
     """A list of positive numbers, as an argument."""
@@ -112,6 +115,8 @@ def measure(arguments: argparse.Namespace) -> str:
 
     if min(arguments.decode, arguments.rounds, arguments.processes) < 1:
         raise LordbaError("--decode, --rounds and --processes must be at least 1")
+    if arguments.rounds * arguments.processes < LEAST:
+        raise LordbaError(f"--rounds times --processes must be at least {LEAST}: fewer say nothing of the noise")
     bundle, against = read_bundle(arguments.bundle), [read_bundle(folder) for folder in arguments.against]
     if arguments.clock == "cpu" and arguments.threads != [1]:
         raise LordbaError("--clock cpu adds the times of all threads up; measure one thread with it")
@@ -126,8 +131,9 @@ def measure(arguments: argparse.Namespace) -> str:
     notes = [*dropped, *base_note(variants)]
     context = plans.context_of([bundle, *against], arguments.decode)
     threads = arguments.threads
+    loads = max(2, -(-LEAST // arguments.processes))
     plan = plans.Plan(
-        variants, lengths, arguments.decode, context, threads[0], arguments.rounds, 2, 10, arguments.clock
+        variants, lengths, arguments.decode, context, threads[0], arguments.rounds, loads, 10, arguments.clock
     )
     quiet_libraries()
     with progress_bar() as progress:

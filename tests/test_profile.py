@@ -50,7 +50,7 @@ def measured(
     arguments = [tiny_bundle("none", "input").folder, "--adapter", "north"]
     for form in ("lora-fp32", "none"):
         arguments += ["--against", comparison("executorch", form).folder]
-    arguments += ["--prompt-lengths", "8,32,128", "--decode", "4", "--rounds", "2", "--processes", "1"]
+    arguments += ["--prompt-lengths", "8,32,128", "--decode", "4", "--rounds", "3", "--processes", "1"]
     arguments += ["--json", folder / "p.json", "--html", folder / "p.html"]
     run = subprocess.run([sys.executable, "-m", "lordba.profile", *arguments], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
@@ -70,7 +70,7 @@ def test_the_record_has_the_golden_shape(measured):
 def test_every_variant_has_its_phases(measured):
     record, _, _ = measured
     titles = ["base only", "dense LoRA fp32", "LoRDBA program, no adapter", "LoRDBA"]
-    for phase, length, samples in (("load", 0, 2), ("prefill", 8, 2), ("prefill", 32, 2), ("decode", 1, 8)):
+    for phase, length, samples in (("load", 0, 3), ("prefill", 8, 3), ("prefill", 32, 3), ("decode", 1, 12)):
         rows = [row for row in record["rows"] if (row["phase"], row["T"]) == (phase, length)]
         assert [plan.title_of(row) for row in rows] == titles
         assert {row["samples"] for row in rows} == {samples}
@@ -168,6 +168,22 @@ def test_compare_and_show(command, tmp_path):
     assert code == 2 and "is no profile" in err
 
 
+def test_the_benchmark_writes_what_the_record_says(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    import latency
+
+    record = record_of(series("none", 10.0), series("lordba", 11.0, adapter_name="n"), series("lordba", 10.01))
+    assert latency.tables(record).splitlines() == [
+        "**m, int4, ONNX Runtime, 1 thread**",
+        "",
+        "| | decode, per token |",
+        "|---|---:|",
+        "| base only | 10.00 ms |",
+        "| LoRDBA | +10.0 ±1.4 % |",
+        "| LoRDBA program, no adapter | within ±1.3 % |",
+    ]
+
+
 @pytest.mark.parametrize(
     "arguments, said",
     [
@@ -175,6 +191,7 @@ def test_compare_and_show(command, tmp_path):
         (["--prompt-lengths", "64"], "at most 63 tokens"),
         (["--decode", "80"], "decode fewer"),
         (["--rounds", "0"], "at least 1"),
+        (["--rounds", "2", "--processes", "1"], "nothing of the noise"),
         (["--clock", "cpu", "--threads", "2"], "one thread"),
         (["--against", "itself"], "--adapter-form none"),
         (["--device", "qemu-arm64"], "needs --runner"),

@@ -37,8 +37,8 @@ def phase_name(row: Row) -> str:
 
 
 def variants(rows: Sequence[Row]) -> list[str]:
-    """The variants' titles in the order of the rows."""
-    return list(dict.fromkeys(title_of(row) for row in rows))
+    """The variants' titles in the order of the rows; swaps come before a base that has none."""
+    return list(dict.fromkeys(title_of(row) for row in rows if row["phase"] != "swap"))
 
 
 def overhead_text(row: Row) -> str:
