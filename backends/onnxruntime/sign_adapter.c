@@ -8,7 +8,6 @@
  */
 #include "sign_adapter.h"
 
-#include <math.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -120,33 +119,6 @@ static const char* mismatch(const Tensor* in, lordba_scale_code code, size_t tok
   return NULL;
 }
 
-static double from_half(uint16_t half) {
-  const int exponent = (half >> 10) & 31;
-  const double fraction = half & 1023;
-  const double size = exponent == 0 ? ldexp(fraction, -24) : ldexp(1024 + fraction, exponent - 25);
-  return half >> 15 ? -size : size;
-}
-
-/* What the codes of one vector mean, from its lo and hi in fp16; false unless 0 < lo <= hi and finite. */
-static bool decode_range(lordba_scale_code code, const uint8_t* bytes, float* meaning) {
-  enum { INFINITE = 31 << 10 };
-  uint16_t range[2];
-  memcpy(range, bytes, sizeof range);
-  const double lo = from_half(range[0]), hi = from_half(range[1]);
-  if (!(0 < lo && lo <= hi) || (range[1] & INFINITE) == INFINITE) return false;
-  if (code == LORDBA_INT8) {
-    meaning[0] = (float)lo;
-    meaning[1] = (float)((hi - lo) / 254);
-    return true;
-  }
-  const double growth = pow(hi / lo, 1.0 / 14);
-  double level = lo;
-  meaning[0] = 0;
-  for (int i = 1; i < LOG4_CODES; ++i, level *= growth) meaning[i] = (float)level;
-  meaning[LOG4_CODES - 1] = (float)hi;
-  return true;
-}
-
 typedef struct {
   const lordba_kernels* kernels;
   const lordba_call* call;
@@ -237,7 +209,7 @@ static OrtStatus* ORT_CALL compute(void* state, OrtKernelContext* context) {
   float meaning[3][LOG4_CODES];
   lordba_scales* const scales[3] = {&module.s_in, &module.s_mid, &module.s_out};
   for (int i = 0; is_coded(kernel->code) && i < 3; ++i) {
-    if (!decode_range(kernel->code, (const uint8_t*)in[SCALES].data + RANGE_BYTES / 3 * i, meaning[i])) {
+    if (!lordba_scale_meaning(kernel->code, (const uint8_t*)in[SCALES].data + RANGE_BYTES / 3 * i, meaning[i])) {
       return invalid(api, "SignAdapter: the ranges in scales must be 0 < lo <= hi and finite");
     }
     scales[i]->meaning = (const uint8_t*)meaning[i];
