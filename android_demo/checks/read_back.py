@@ -43,7 +43,7 @@ def check_bundle(folder: Path) -> None:
     files = [bundle.adapter_file(name) for name in ("golden", "installed", "tuned")]
     assert all(file and file.read_bytes() == files[0].read_bytes() for file in files if files[0])
     assert bundle.adapter("tuned").scale_code == "log4"
-    print("the bundle with an installed and a fine-tuned adapter is whole, and both are the exporter's bytes")
+    print("the bundle with an installed and a fine-tuned adapter is whole, and both are the golden adapter's bytes")
 
 
 def check_profile(path: Path) -> None:
