@@ -207,7 +207,7 @@ MISTAKES = {
     "negative start": "1 tokens after -1 do not fit",
     "damaged": "the program failed with ExecuTorch's error 0x",
     "in use after its owner closed it": f"{VOCABULARY} logits",
-    "closed adapter": "an adapter or program that is closed",
+    "closed adapter": "what is closed cannot be used",
     "strange adapter": "an adapter that another runner loaded",
     "many files": "nowhere: cannot be read",
     "closed": "the program is closed",
