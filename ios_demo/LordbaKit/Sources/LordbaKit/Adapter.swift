@@ -25,10 +25,15 @@ func packedWidth(_ columns: Int) -> Int { (columns + 7) / 8 }
 /// Rows of +1 and -1 out of packed signs.
 public func unpackSigns(_ packed: [UInt8], columns: Int) -> [[Float]] {
   let width = packedWidth(columns)
-  return stride(from: 0, to: packed.count, by: width).map { row in
-    (0..<columns).map { packed[row + $0 / 8] >> UInt8($0 % 8) & 1 == 0 ? 1 : -1 }
+  return (0..<packed.count / width).map { row in
+    (0..<columns).map { (column: Int) -> Float in
+      let byte = packed[row * width + column / 8]
+      return isNegative(byte, column) ? -1 : 1
+    }
   }
 }
+
+private func isNegative(_ byte: UInt8, _ column: Int) -> Bool { (byte >> UInt8(column % 8)) & 1 == 1 }
 
 /// An adapter folder of PEFT's shape, read and checked (docs/format.md).
 public struct Adapter: Equatable, Sendable {

@@ -124,10 +124,12 @@ public final class AdapterBlob {
       return littleEndianUInt16(Array(UnsafeBufferPointer(start: values, count: 2 * n))).map(floatFromHalf)
     case LORDBA_INT8:
       let meaning = floats(scales.meaning, 2)
-      return (0..<n).map { values[$0] == 0 ? 0 : meaning[0] + meaning[1] * Float(values[$0] - 1) }
+      return (0..<n).map { (i: Int) -> Float in
+        values[i] == 0 ? 0 : meaning[0] + meaning[1] * Float(values[i] - 1)
+      }
     default:
       let meaning = floats(scales.meaning, 16)
-      return (0..<n).map { meaning[Int(values[$0 / 2] >> UInt8(4 * ($0 % 2)) & 15)] }
+      return (0..<n).map { meaning[nibble(values[$0 / 2], $0)] }
     }
   }
 }

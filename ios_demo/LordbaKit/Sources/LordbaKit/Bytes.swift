@@ -13,18 +13,26 @@ public func floatFromHalf(_ bits: UInt16) -> Float {
 /// The nearest fp16, ties to even.
 func halfFromFloat(_ value: Float) -> UInt16 {
   let bits = value.bitPattern
-  let sign = UInt16(bits >> 16 & 0x8000)
-  let magnitude = bits & 0x7fff_ffff
+  let high: UInt32 = bits >> 16
+  let sign = UInt16(high & 0x8000)
+  let magnitude: UInt32 = bits & 0x7fff_ffff
   if magnitude > 0x7f80_0000 { return sign | 0x7e00 }
   if magnitude >= 0x477f_f000 { return sign | 0x7c00 }
   if magnitude < 0x3880_0000 {  // subnormal: adding 0.5 leaves the rounded multiple of 2^-24 in the last bits
-    return sign | UInt16((Float(bitPattern: magnitude) + 0.5).bitPattern - Float(0.5).bitPattern)
+    let shifted: Float = Float(bitPattern: magnitude) + 0.5
+    let half: Float = 0.5
+    return sign | UInt16(shifted.bitPattern - half.bitPattern)
   }
-  return sign | UInt16((magnitude + 0xfff + (magnitude >> 13 & 1) - 0x3800_0000) >> 13)
+  let odd: UInt32 = (magnitude >> 13) & 1
+  let rounded: UInt32 = magnitude + 0xfff + odd
+  return sign | UInt16((rounded - 0x3800_0000) >> 13)
 }
 
 func littleEndianUInt16(_ bytes: [UInt8]) -> [UInt16] {
-  stride(from: 0, to: bytes.count - 1, by: 2).map { UInt16(bytes[$0]) | UInt16(bytes[$0 + 1]) << 8 }
+  (0..<bytes.count / 2).map { (i: Int) -> UInt16 in
+    let (low, high) = (UInt16(bytes[2 * i]), UInt16(bytes[2 * i + 1]))
+    return low | high << 8
+  }
 }
 
 func littleEndianFloats(_ bytes: [UInt8]) -> [Float] {

@@ -66,25 +66,26 @@ struct PortableSHA256 {
   private static func compress(
     _ bytes: UnsafeBufferPointer<UInt8>, _ start: Int, _ w: inout [UInt32], _ state: inout [UInt32]
   ) {
-    func turned(_ x: UInt32, _ n: UInt32) -> UInt32 { x >> n | x << (32 - n) }
+    func turned(_ x: UInt32, _ n: UInt32) -> UInt32 { (x >> n) | (x << (32 - n)) }
     for i in 0..<16 {
-      let at = start + 4 * i
-      w[i] =
-        UInt32(bytes[at]) << 24 | UInt32(bytes[at + 1]) << 16 | UInt32(bytes[at + 2]) << 8 | UInt32(bytes[at + 3])
+      w[i] = (0..<4).reduce(UInt32(0)) { word, k in (word << 8) | UInt32(bytes[start + 4 * i + k]) }
     }
     for i in 16..<64 {
-      let s0 = turned(w[i - 15], 7) ^ turned(w[i - 15], 18) ^ w[i - 15] >> 3
-      let s1 = turned(w[i - 2], 17) ^ turned(w[i - 2], 19) ^ w[i - 2] >> 10
-      w[i] = w[i - 16] &+ s0 &+ w[i - 7] &+ s1
+      let (x, y): (UInt32, UInt32) = (w[i - 15], w[i - 2])
+      let s0: UInt32 = turned(x, 7) ^ turned(x, 18) ^ (x >> 3)
+      let s1: UInt32 = turned(y, 17) ^ turned(y, 19) ^ (y >> 10)
+      let sum: UInt32 = w[i - 16] &+ s0
+      w[i] = sum &+ w[i - 7] &+ s1
     }
     var (a, b, c, d) = (state[0], state[1], state[2], state[3])
     var (e, f, g, h) = (state[4], state[5], state[6], state[7])
     for i in 0..<64 {
-      let s1 = turned(e, 6) ^ turned(e, 11) ^ turned(e, 25)
-      let first = h &+ s1 &+ (e & f ^ ~e & g) &+ constants[i] &+ w[i]
-      let s0 = turned(a, 2) ^ turned(a, 13) ^ turned(a, 22)
-      let second = s0 &+ (a & b ^ a & c ^ b & c)
-      (h, g, f, e, d, c, b, a) = (g, f, e, d &+ first, c, b, a, first &+ second)
+      let s1: UInt32 = turned(e, 6) ^ turned(e, 11) ^ turned(e, 25)
+      let chosen: UInt32 = (e & f) ^ (~e & g)
+      let first: UInt32 = h &+ s1 &+ chosen &+ constants[i] &+ w[i]
+      let s0: UInt32 = turned(a, 2) ^ turned(a, 13) ^ turned(a, 22)
+      let most: UInt32 = (a & b) ^ (a & c) ^ (b & c)
+      (h, g, f, e, d, c, b, a) = (g, f, e, d &+ first, c, b, a, first &+ s0 &+ most)
     }
     for (i, value) in [a, b, c, d, e, f, g, h].enumerated() { state[i] &+= value }
   }

@@ -38,13 +38,15 @@ public struct EncodedScales: Equatable, Sendable {
 
   /// What each code means: 16 floats for log4, 256 for int8; code 0 is exactly 0.
   var levels: [Float] {
-    let top = code == .log4 ? 15 : 255
+    let steps = code == .log4 ? 14 : 254
     let (lo, hi) = (Double(lo), Double(hi))
-    return [0]
-      + (0..<top).map { step in
-        let part = Double(step) / Double(top - 1)
-        return Float(code == .log4 ? lo * pow(hi / lo, part) : lo + (hi - lo) * part)
-      }
+    var result: [Float] = [0]
+    for step in 0...steps {
+      let part = Double(step) / Double(steps)
+      let meaning: Double = code == .log4 ? lo * pow(hi / lo, part) : lo + (hi - lo) * part
+      result.append(Float(meaning))
+    }
+    return result
   }
 
   public var decoded: [Float] {
@@ -56,7 +58,10 @@ public struct EncodedScales: Equatable, Sendable {
       return values.map { levels[Int($0)] }
     case .log4:
       let levels = levels
-      return (0..<count).map { levels[Int(values[$0 / 2] >> (4 * UInt8($0 % 2)) & 15)] }
+      return (0..<count).map { levels[nibble(values[$0 / 2], $0)] }
     }
   }
 }
+
+/// The log4 code of scale i out of the byte that it shares, the even one in the lower half.
+func nibble(_ byte: UInt8, _ i: Int) -> Int { i % 2 == 0 ? Int(byte & 15) : Int(byte >> 4) }
