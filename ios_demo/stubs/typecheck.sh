@@ -8,11 +8,11 @@ common="-swift-version 6 -warnings-as-errors -parse-as-library -I $out -I Lordba
 module() {
   name=$1
   shift
-  swiftc -emit-module $common -module-name "$name" -emit-module-path "$out/$name.swiftmodule" "$@"
+  swiftc -emit-module -wmo -enable-testing $common -module-name "$name" -emit-module-path "$out/$name.swiftmodule" "$@"
 }
 module CoreML stubs/CoreML.swift
 module ExecuTorch stubs/ExecuTorch.swift
 module LordbaKit $(find LordbaKit/Sources/LordbaKit -name '*.swift')
 module LordbaDemo $(find LordbaKit/Sources/LordbaDemo -name '*.swift')
-swiftc -typecheck $common -module-name LordbaDemoApp App/AppModel.swift App/Runtimes/*.swift
+swiftc -typecheck -wmo $common -module-name LordbaDemoApp App/AppModel.swift App/Runtimes/*.swift
 echo "types fit"
