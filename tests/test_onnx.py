@@ -17,9 +17,8 @@ from lordba.adapter import Adapter
 from lordba.backends.onnxruntime import library
 from lordba.errors import LordbaError
 from lordba.export.onnx.decoder import AdapterNode, OnnxDecoder
-from lordba.export.onnx.joining import join_nodes
 from lordba.export.onnx.lowering import lower, save
-from lordba.export.onnx.op import DOMAIN
+from lordba.export.onnx.op import DOMAIN, NAME
 from lordba.onnx_adapter import PARAMETERS, OnnxAdapter, adapter_tensors, write_onnx_adapter
 from lordba.scales import ScaleCode
 
@@ -86,9 +85,7 @@ def off_by(found: np.ndarray, expected: torch.Tensor) -> float:
 def program(model, adapters: dict[str, Adapter], folder: Path, code: ScaleCode = ScaleCode.LOG4) -> Path:
     """Lower a model with places for these adapters, and write the adapters beside it."""
     decoder = OnnxDecoder(model, {path for a in adapters.values() for path in a.modules}, code).eval()
-    model = lower(decoder, {})
-    join_nodes(model, code)
-    save(model, folder / "model.onnx")
+    save(lower(decoder, {}), folder / "model.onnx")
     for name, adapter in adapters.items():
         write_onnx_adapter(folder / f"{name}.onnx_adapter", adapter_tensors(adapter, code), BASE_PRINT)
     return folder / "model.onnx"
@@ -143,17 +140,11 @@ class TestProgram:
             **{f"present.{kind}": ["batch", 2, "total", 16] for kind in KINDS},
         }
 
-    def test_one_node_per_input_with_places_for_every_module(self, path, adapters):
+    def test_one_node_per_module_with_places_of_its_own(self, path, adapters):
         model = onnx.load(path)
         nodes = [node for node in model.graph.node if node.domain == DOMAIN]
-        joined = [(node.op_type, [path.rpartition(".")[2] for path in node.name.split(",")]) for node in nodes]
-        assert joined == 2 * [
-            ("SignAdapter3", ["q_proj", "k_proj", "v_proj"]),
-            ("SignAdapter", ["o_proj"]),
-            ("SignAdapter2", ["gate_proj", "up_proj"]),
-            ("SignAdapter", ["down_proj"]),
-        ]
-        places = [name for node in nodes for i, name in enumerate(node.input[1:]) if i % 3 != 0]
+        assert {(node.op_type, node.name) for node in nodes} == {(NAME, path) for path in adapters["north"].modules}
+        places = [name for node in nodes for name in node.input[2:]]
         assert len(places) == len(set(places)) == 14 * len(PARAMETERS)
         assert set(places) <= {value.name for value in model.graph.initializer} & {v.name for v in model.graph.input}
         assert set(places) == set(adapter_tensors(adapters["north"], ScaleCode.LOG4))

@@ -94,29 +94,6 @@ def test_the_body_in_onnxs_own_evaluator(code):
         assert error(module, feeds, evaluator.run(None, flipped(feeds, 0))[0]) > 1e-4
 
 
-@pytest.mark.parametrize("native", [True, False, None])
-@pytest.mark.parametrize("count", [2, 3])
-def test_modules_that_share_x_in_one_node(count, native):
-    """Each equals float64; one flipped sign shows in its own output and in no other. None: onnx's own evaluator."""
-    register_schema()
-    model = node_model(ScaleCode.LOG4, modules=count)
-    onnx.checker.check_model(model, full_check=True)
-    running = ReferenceEvaluator(model) if native is None else session(model, native)
-    modules = [random_module(48, d_out, r, seed=d_out) for d_out, r in ((40, 8), (24, 5), (24, 16))[:count]]
-    each = [inputs(module, 3) for module in modules]
-    feeds = {"x": each[0]["x"]}
-    for i, own in enumerate(each):
-        feeds |= {f"{name}{i}": value for name, value in own.items() if name != "x"}
-    before = native_calls()
-    ys = running.run(None, feeds)
-    assert native_calls() - before == (count if native else 0)
-    for module, own, y in zip(modules, each, ys, strict=True):
-        assert error(module, own, y) <= TOLERANCE[torch.float32]
-    for i, own in enumerate(each):
-        others = running.run(None, feeds | {f"signs{i}": flipped(own, 0)["signs"]})
-        assert [np.array_equal(y, other) for y, other in zip(ys, others, strict=True)] == [k != i for k in range(count)]
-
-
 def test_the_schema_is_registered():
     register_schema()
     register_schema()

@@ -16,7 +16,7 @@ def library() -> Path:
 
 
 def native_calls() -> int:
-    """How many modules the kernel has computed in this process."""
+    """How often the kernel has run in this process."""
     loaded = ctypes.CDLL(str(library()))
     loaded.lordba_native_calls.restype = ctypes.c_uint64
     return loaded.lordba_native_calls()

@@ -11,13 +11,13 @@
 #define EXPORTED __attribute__((visibility("default")))
 #endif
 
-enum { DTYPES = 3, SCALE_TYPES = 3, OPS = LORDBA_MOST_MODULES * DTYPES * SCALE_TYPES, MOST_RUNTIMES = 8 };
+enum { DTYPES = 3, SCALE_TYPES = 3, MOST_RUNTIMES = 8 };
 
 /* A process may hold several copies of ONNX Runtime; each gets a domain and operators of its own, once. */
 typedef struct {
   const OrtApiBase* base;
   OrtDomain* domain;
-  SignAdapterOp ops[OPS];
+  SignAdapterOp ops[DTYPES * SCALE_TYPES];
 } Registration;
 
 static Registration registrations[MOST_RUNTIMES];
@@ -26,10 +26,8 @@ static atomic_flag locked = ATOMIC_FLAG_INIT;
 static OrtStatus* fill(Registration* registration, const OrtApi* api, int minor) {
   static const OrtElementType scales[SCALE_TYPES] = {ORT_UINT8, ORT_FLOAT, ORT_FLOAT16};
   OrtStatus* status = ORT_CALLABLE(api, OrtCreateDomain, ORT_CREATE_DOMAIN)("ai.lordba", &registration->domain);
-  for (size_t i = 0; !status && i < OPS; ++i) {
-    const lordba_dtype dtype = (lordba_dtype)(i / SCALE_TYPES % DTYPES);
-    const size_t modules = 1 + i / (SCALE_TYPES * DTYPES);
-    registration->ops[i] = lordba_onnxruntime_op(api, minor, modules, dtype, scales[i % SCALE_TYPES]);
+  for (size_t i = 0; !status && i < DTYPES * SCALE_TYPES; ++i) {
+    registration->ops[i] = lordba_onnxruntime_op(api, minor, (lordba_dtype)(i / SCALE_TYPES), scales[i % SCALE_TYPES]);
     status = ORT_CALLABLE(api, OrtDomainAdd, ORT_DOMAIN_ADD)(registration->domain, &registration->ops[i].op);
   }
   return status;
@@ -78,8 +76,7 @@ EXPORTED OrtStatus* ORT_CALL RegisterCustomOps(OrtSessionOptions* options, const
   return status ? status : ORT_CALLABLE(api, OrtAddDomain, ORT_ADD_DOMAIN)(options, domain);
 }
 
-/* For callers that load the library by itself: the number of modules that the kernel computed, and its instruction set.
- */
+/* For callers that load the library by itself: the number of calls of the kernel, and its instruction set. */
 EXPORTED uint64_t lordba_native_calls(void) { return lordba_onnxruntime_calls(); }
 
 EXPORTED const char* lordba_active_isa(void) {

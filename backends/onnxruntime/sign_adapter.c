@@ -1,11 +1,10 @@
 /*
  * ai.lordba::SignAdapter for ONNX Runtime: y = base + s_out * (B (s_mid * (A (s_in * x)))), over backends/kernels.
- * SignAdapter2 and SignAdapter3 are two and three of them that share x: one node instead of as many.
  *
- * Inputs: x [..., d_in], and for each base [..., d_out], signs [n]: A [r, ceil(d_in/8)] and B [d_out, ceil(r/8)];
- * scales [n]: s_in, s_mid and s_out as stored, and before codes (int8, log4) their ranges, lo and hi of each vector in
- * fp16. The rank follows from the length of the scales; log4 tells even ranks only. Sizes are checked at every call,
- * for an adapter is another input each time. A call keeps no state, so that one session may run on several threads.
+ * Inputs: x [..., d_in], base [..., d_out], signs [n]: A [r, ceil(d_in/8)] and B [d_out, ceil(r/8)]; scales [n]: s_in,
+ * s_mid and s_out as stored, and before codes (int8, log4) their ranges, lo and hi of each vector in fp16. The rank
+ * follows from the length of the scales; log4 tells even ranks only. Sizes are checked at every call, for an adapter is
+ * another input each time. A call keeps no state, so that one session may run on several threads.
  */
 #include "sign_adapter.h"
 
@@ -15,12 +14,10 @@
 #include <string.h>
 
 enum { X, BASE, SIGNS, SCALES, INPUTS };
-enum { OF_ONE = INPUTS - BASE }; /* inputs of each module, from BASE on */
 enum { MOST_DIMENSIONS = 8, STACK_BYTES = 16384, LOG4_CODES = 16, RANGE_BYTES = 12, MOST_THREADS = 64 };
 
 typedef struct {
   const OrtApi* api;
-  size_t modules;
   lordba_dtype dtype;
   lordba_scale_code code;
   bool tells_sizes;
@@ -179,18 +176,21 @@ static void point(lordba_module* module, const Tensor* in, lordba_scale_code cod
   module->s_out = (lordba_scales){code, NULL, stored + stored_bytes(code, module->r)};
 }
 
-/* Module `index` of the node; its in[X] is there already. */
-static OrtStatus* compute_module(const Kernel* kernel, OrtKernelContext* context, size_t index, Tensor* in) {
+static OrtStatus* ORT_CALL compute(void* state, OrtKernelContext* context) {
+  const Kernel* kernel = state;
   const OrtApi* api = kernel->api;
-  const size_t float_bytes = kernel->dtype == LORDBA_F32 ? 4 : 2, at = OF_ONE * index;
+  atomic_fetch_add_explicit(&calls, 1, memory_order_relaxed);
+  const size_t float_bytes = kernel->dtype == LORDBA_F32 ? 4 : 2;
+  Tensor in[INPUTS];
   Shape shape;
-  OrtStatus* status = look_at(kernel, context, at + BASE, float_bytes, &in[BASE], &shape);
-  if (!status) status = look_at(kernel, context, at + SIGNS, 1, &in[SIGNS], NULL);
-  if (!status) status = look_at(kernel, context, at + SCALES, element_bytes(kernel->code), &in[SCALES], NULL);
+  OrtStatus* status = look_at(kernel, context, X, float_bytes, &in[X], NULL);
+  if (!status) status = look_at(kernel, context, BASE, float_bytes, &in[BASE], &shape);
+  if (!status) status = look_at(kernel, context, SIGNS, 1, &in[SIGNS], NULL);
+  if (!status) status = look_at(kernel, context, SCALES, element_bytes(kernel->code), &in[SCALES], NULL);
   if (status) return status;
 
   OrtValue* output = NULL;
-  status = ORT_CALLABLE(api, OrtOutput, ORT_OUTPUT)(context, index, shape.dims, shape.rank, &output);
+  status = ORT_CALLABLE(api, OrtOutput, ORT_OUTPUT)(context, 0, shape.dims, shape.rank, &output);
   void* y = NULL;
   if (!status) status = ORT_CALLABLE(api, OrtTensorData, ORT_TENSOR_DATA)(output, &y);
   if (status) return status;
@@ -230,15 +230,6 @@ static OrtStatus* compute_module(const Kernel* kernel, OrtKernelContext* context
   return run(api, context, &call);
 }
 
-static OrtStatus* ORT_CALL compute(void* state, OrtKernelContext* context) {
-  const Kernel* kernel = state;
-  atomic_fetch_add_explicit(&calls, kernel->modules, memory_order_relaxed);
-  Tensor in[INPUTS];
-  OrtStatus* status = look_at(kernel, context, X, kernel->dtype == LORDBA_F32 ? 4 : 2, &in[X], NULL);
-  for (size_t i = 0; !status && i < kernel->modules; ++i) status = compute_module(kernel, context, i, in);
-  return status;
-}
-
 static OrtStatus* ORT_CALL create_kernel(const OrtCustomOp* op, const OrtApi* api, const OrtKernelInfo* info,
                                          void** state) {
   const SignAdapterOp* self = (const SignAdapterOp*)op;
@@ -253,7 +244,7 @@ static OrtStatus* ORT_CALL create_kernel(const OrtCustomOp* op, const OrtApi* ap
     if (types[code] != self->scales) return invalid(api, "SignAdapter: the scales' type does not fit scale_code");
     Kernel* kernel = malloc(sizeof *kernel);
     if (kernel == NULL) return failure(api, ORT_FAIL, "SignAdapter: out of memory");
-    *kernel = (Kernel){api, self->modules, self->dtype, (lordba_scale_code)code, self->tells_sizes};
+    *kernel = (Kernel){api, self->dtype, (lordba_scale_code)code, self->tells_sizes};
     *state = kernel;
     return NULL;
   }
@@ -262,11 +253,12 @@ static OrtStatus* ORT_CALL create_kernel(const OrtCustomOp* op, const OrtApi* ap
 
 static void ORT_CALL destroy_kernel(void* kernel) { free(kernel); }
 
-/* Output `index` has its base's type and shape. */
-static OrtStatus* infer_output(const OrtApi* api, OrtShapeContext* context, size_t index) {
+/* y has base's type and shape. */
+static OrtStatus* ORT_CALL infer(const OrtCustomOp* op, OrtShapeContext* context) {
+  const OrtApi* api = ((const SignAdapterOp*)op)->api;
   OrtShape* shape = NULL;
   size_t rank = 0;
-  OrtStatus* status = ORT_CALLABLE(api, OrtInferenceInput, ORT_INFERENCE_INPUT)(context, OF_ONE * index + BASE, &shape);
+  OrtStatus* status = ORT_CALLABLE(api, OrtInferenceInput, ORT_INFERENCE_INPUT)(context, BASE, &shape);
   if (!status) status = ORT_CALLABLE(api, OrtDimensionsCount, ORT_DIMENSIONS_COUNT)(shape, &rank);
   int64_t dims[MOST_DIMENSIONS];
   const char* names[MOST_DIMENSIONS];
@@ -277,25 +269,13 @@ static OrtStatus* infer_output(const OrtApi* api, OrtShapeContext* context, size
     if (dims[i] < 0 && names[i][0] == 0) return NULL; /* a size without a name: ONNX Runtime would take -1 for it */
   }
   if (status) return status;
-  return ORT_CALLABLE(api, OrtInferenceOutput, ORT_INFERENCE_OUTPUT)(context, index, shape);
+  return ORT_CALLABLE(api, OrtInferenceOutput, ORT_INFERENCE_OUTPUT)(context, 0, shape);
 }
 
-static OrtStatus* ORT_CALL infer(const OrtCustomOp* op, OrtShapeContext* context) {
-  const SignAdapterOp* self = (const SignAdapterOp*)op;
-  OrtStatus* status = NULL;
-  for (size_t i = 0; !status && i < self->modules; ++i) status = infer_output(self->api, context, i);
-  return status;
-}
-
-static size_t modules_of(const OrtCustomOp* op) { return ((const SignAdapterOp*)op)->modules; }
-
-static const char* ORT_CALL name(const OrtCustomOp* op) {
-  static const char* const names[LORDBA_MOST_MODULES] = {"SignAdapter", "SignAdapter2", "SignAdapter3"};
-  return names[modules_of(op) - 1];
-}
+static const char* ORT_CALL name(const OrtCustomOp* op) { return (void)op, "SignAdapter"; }
 static const char* ORT_CALL execution_provider(const OrtCustomOp* op) { return (void)op, NULL; /* the CPU */ }
-static size_t ORT_CALL input_count(const OrtCustomOp* op) { return BASE + OF_ONE * modules_of(op); }
-static size_t ORT_CALL output_count(const OrtCustomOp* op) { return modules_of(op); }
+static size_t ORT_CALL input_count(const OrtCustomOp* op) { return (void)op, INPUTS; }
+static size_t ORT_CALL output_count(const OrtCustomOp* op) { return (void)op, 1; }
 static int ORT_CALL zero(const OrtCustomOp* op) { return (void)op, 0; }
 static int ORT_CALL one(const OrtCustomOp* op) { return (void)op, 1; }
 static int ORT_CALL input_memory(const OrtCustomOp* op, size_t i) { return (void)op, (void)i, 0; }
@@ -307,30 +287,25 @@ static OrtElementType float_type(const OrtCustomOp* op) {
 }
 
 static OrtElementType ORT_CALL input_type(const OrtCustomOp* op, size_t i) {
-  if (i == X || i % OF_ONE == BASE % OF_ONE) return float_type(op);
-  if (i % OF_ONE == SIGNS % OF_ONE) return ORT_UINT8;
+  if (i == X || i == BASE) return float_type(op);
+  if (i == SIGNS) return ORT_UINT8;
   return ((const SignAdapterOp*)op)->scales;
 }
 
 static OrtElementType ORT_CALL output_type(const OrtCustomOp* op, size_t i) { return (void)i, float_type(op); }
 
-/* Each y may lie where its base lies, if nothing else reads that. ONNX Runtime does not say of which operator it asks.
- */
-static size_t inplace_pairs(int** inputs, int** outputs, size_t modules) {
-  static int bases[LORDBA_MOST_MODULES] = {BASE, BASE + OF_ONE, BASE + 2 * OF_ONE}, ys[] = {0, 1, 2};
-  *inputs = bases;
-  *outputs = ys;
-  return modules;
+/* y may lie where base lies, if nothing else reads base. */
+static size_t ORT_CALL may_inplace(int** inputs, int** outputs) {
+  static int base = BASE, y = 0;
+  *inputs = &base;
+  *outputs = &y;
+  return 1;
 }
-static size_t ORT_CALL inplace_1(int** inputs, int** outputs) { return inplace_pairs(inputs, outputs, 1); }
-static size_t ORT_CALL inplace_2(int** inputs, int** outputs) { return inplace_pairs(inputs, outputs, 2); }
-static size_t ORT_CALL inplace_3(int** inputs, int** outputs) { return inplace_pairs(inputs, outputs, 3); }
 static void ORT_CALL release_may_inplace(int* inputs, int* outputs) { (void)inputs, (void)outputs; }
 
 static OrtCharacteristic ORT_CALL required(const OrtCustomOp* op, size_t i) { return (void)op, (void)i, ORT_REQUIRED; }
 
-SignAdapterOp lordba_onnxruntime_op(const OrtApi* api, int minor, size_t modules, lordba_dtype dtype,
-                                    OrtElementType scales) {
+SignAdapterOp lordba_onnxruntime_op(const OrtApi* api, int minor, lordba_dtype dtype, OrtElementType scales) {
   return (SignAdapterOp){
       .op = {.version = minor >= ORT_INPLACE_SINCE ? ORT_INPLACE_SINCE : ORT_API_VERSION,
              .name = name,
@@ -352,13 +327,10 @@ SignAdapterOp lordba_onnxruntime_op(const OrtApi* api, int minor, size_t modules
              .infer = infer,
              .start_version = one,
              .end_version = one,
-             .may_inplace = modules == 1   ? inplace_1
-                            : modules == 2 ? inplace_2
-                                           : inplace_3,
+             .may_inplace = may_inplace,
              .release_may_inplace = release_may_inplace},
       .api = api,
       .tells_sizes = minor >= ORT_TENSOR_BYTES_SINCE,
-      .modules = modules,
       .dtype = dtype,
       .scales = scales,
   };

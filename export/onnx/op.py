@@ -3,8 +3,7 @@
     y = base + s_out * (B (s_mid * (A (s_in * x))))        (LoRDBA, arXiv 2605.24058)
 
 A model carries the body as a model-local function: a runtime that has no kernel for the node inlines it, one with ours
-(backends/onnxruntime) calls the kernel. SignAdapter2 and SignAdapter3 are two and three of them that share x, in one
-node: a runtime does much for a node beside its arithmetic.
+(backends/onnxruntime) calls the kernel.
 """
 
 import onnx
@@ -23,47 +22,24 @@ IR_VERSION = 9
 """What ONNX Runtime 1.17 reads."""
 
 
-MOST_MODULES = 3
-"""Modules of one node."""
-
-
-def name_of(modules: int) -> str:
-    """The operator for so many modules that share x."""
-    return NAME if modules == 1 else f"{NAME}{modules}"
-
-
 def register_schema() -> None:
-    """Make the operators known to onnx's checker and shape inference in this process."""
-    if not defs.has(NAME, domain=DOMAIN):
-        for modules in range(1, MOST_MODULES + 1):
-            defs.register_schema(_schema(modules))
-
-
-def _schema(modules: int) -> defs.OpSchema:
+    """Make the operator known to onnx's checker and shape inference in this process."""
+    if defs.has(NAME, domain=DOMAIN):
+        return
     formal = defs.OpSchema.FormalParameter
-    inputs, outputs = [formal("x", "T", "[..., d_in]")], []
-    for tail in tails_of(modules):
-        inputs += [
-            formal(f"base{tail}", "T", "[..., d_out], what the adapter is added to"),
-            formal(
-                f"signs{tail}",
-                "tensor(uint8)",
-                "[n], A [r, ceil(d_in/8)] and B [d_out, ceil(r/8)], lowest bit first, 1: -1",
-            ),
-            formal(
-                f"scales{tail}",
-                "S",
-                "[n], s_in, s_mid, s_out as stored; before codes the ranges, lo and hi of each in fp16",
-            ),
-        ]
-        outputs.append(formal(f"y{tail}", "T", "[..., d_out]"))
+    inputs = [
+        formal("x", "T", "[..., d_in]"),
+        formal("base", "T", "[..., d_out], what the adapter is added to"),
+        formal("signs", "tensor(uint8)", "[n], A [r, ceil(d_in/8)] and B [d_out, ceil(r/8)], lowest bit first, 1: -1"),
+        formal("scales", "S", "[n], s_in, s_mid, s_out as stored; before codes the ranges, lo and hi of each in fp16"),
+    ]
     schema = defs.OpSchema(
-        name_of(modules),
+        NAME,
         DOMAIN,
         VERSION,
         doc="y = base + a low-rank adapter of packed signs applied to x; with an all-zero s_out, y = base.",
         inputs=inputs,
-        outputs=outputs,
+        outputs=[formal("y", "T", "[..., d_out]")],
         type_constraints=[
             ("T", ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"], "sums run in float"),
             ("S", ["tensor(float)", "tensor(float16)", "tensor(uint8)"], "the scale code's storage"),
@@ -71,41 +47,14 @@ def _schema(modules: int) -> defs.OpSchema:
         attributes=[defs.OpSchema.Attribute("scale_code", defs.OpSchema.AttrType.STRING, "fp32, fp16, int8 or log4")],
     )
     schema.set_type_and_shape_inference_function(_infer)
-    return schema
-
-
-def tails_of(modules: int) -> list[str]:
-    """What tells the modules' inputs and outputs apart: base0, signs0, scales0, base1, ..."""
-    return [""] if modules == 1 else [str(i) for i in range(modules)]
+    defs.register_schema(schema)
 
 
 def _infer(context: InferenceContext) -> None:
-    """Each y is of its base's type and shape."""
-    for i in range(context.get_num_outputs()):
-        base = context.get_input_type(1 + (1 + len(PARAMETERS)) * i)
-        if base is not None:
-            context.set_output_type(i, base)
-
-
-def function_bodies(code: ScaleCode) -> list[FunctionProto]:
-    """Every operator in standard ones, for nodes with this scale code; those of several modules by that of one."""
-    return [function_body(code), *(_joined_body(modules) for modules in range(2, MOST_MODULES + 1))]
-
-
-def _joined_body(modules: int) -> FunctionProto:
-    tails = tails_of(modules)
-    inputs = [f"{name}{tail}" for tail in tails for name in ("base", *PARAMETERS)]
-    calls = [
-        f"y{tail} = {DOMAIN}.{NAME} <scale_code: string = @scale_code> (x, base{tail}, "
-        f"{', '.join(name + tail for name in PARAMETERS)})"
-        for tail in tails
-    ]
-    return onnx.parser.parse_function(
-        f'<opset_import: ["" : {OPSET}, "{DOMAIN}" : {VERSION}], domain: "{DOMAIN}">\n'
-        f"{name_of(modules)} <scale_code> (x, {', '.join(inputs)}) => ({', '.join('y' + tail for tail in tails)})\n{{\n"
-        + "\n".join(calls)
-        + "\n}"
-    )
+    """y is of base's type and shape."""
+    base = context.get_input_type(1)
+    if base is not None:
+        context.set_output_type(0, base)
 
 
 def function_body(code: ScaleCode) -> FunctionProto:

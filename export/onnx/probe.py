@@ -8,34 +8,28 @@ from onnx import helper
 from torch import Tensor
 
 from lordba.adapter import Adapter
-from lordba.onnx_adapter import module_tensors, onnxruntime
+from lordba.onnx_adapter import PARAMETERS, module_tensors, onnxruntime
 from lordba.scales import ScaleCode
 
 from ..target import Captured, record_inputs, worst_error
 from .decoder import AdapterNode, OnnxDecoder
-from .op import DOMAIN, IR_VERSION, NAME, OPSET, VERSION, function_bodies, name_of, tails_of
+from .op import DOMAIN, IR_VERSION, NAME, OPSET, VERSION, function_body
 
 
-def node_model(code: ScaleCode, dtype: torch.dtype = torch.float32, modules: int = 1) -> onnx.ModelProto:
-    """A model of one node, y = SignAdapter(x, base, ...), or of several modules that share x; all of it inputs."""
+def node_model(code: ScaleCode, dtype: torch.dtype = torch.float32) -> onnx.ModelProto:
+    """A model of one node, y = SignAdapter(x, base, ...), all of it inputs."""
     kind = helper.np_dtype_to_tensor_dtype(torch.empty(0, dtype=dtype).numpy().dtype)
     stored = helper.np_dtype_to_tensor_dtype(torch.empty(0, dtype=code.dtype).numpy().dtype)
-    inputs, outputs = [helper.make_tensor_value_info("x", kind, [None] * 3)], []
-    for tail in tails_of(modules):
-        inputs += [
-            helper.make_tensor_value_info(f"base{tail}", kind, [None] * 3),
-            helper.make_tensor_value_info(f"signs{tail}", onnx.TensorProto.UINT8, [None]),
-            helper.make_tensor_value_info(f"scales{tail}", stored, [None]),
-        ]
-        outputs.append(helper.make_tensor_value_info(f"y{tail}", kind, [None] * 3))
-    name = name_of(modules)
-    names = [[value.name for value in values] for values in (inputs, outputs)]
+    kinds = {"x": kind, "base": kind, "signs": onnx.TensorProto.UINT8}
+    kinds["scales"] = stored
+    ranks = {"x": 3, "base": 3, "signs": 1, "scales": 1}
+    inputs = [helper.make_tensor_value_info(name, kinds[name], [None] * rank) for name, rank in ranks.items()]
+    node = helper.make_node(NAME, ["x", "base", *PARAMETERS], ["y"], NAME, domain=DOMAIN, scale_code=code.value)
+    output = helper.make_tensor_value_info("y", kind, [None] * 3)
     return helper.make_model(
-        helper.make_graph(
-            [helper.make_node(name, *names, name, domain=DOMAIN, scale_code=code.value)], name, inputs, outputs
-        ),
+        helper.make_graph([node], NAME, inputs, [output]),
         opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, VERSION)],
-        functions=[body for body in function_bodies(code) if body.name in (NAME, name)],
+        functions=[function_body(code)],
         ir_version=IR_VERSION,
     )
 

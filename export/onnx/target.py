@@ -22,7 +22,6 @@ from ..model import check_length
 from ..target import ExportOptions, Limits, Program, Way
 from .decoder import OnnxDecoder
 from .genai import write_genai_config
-from .joining import join_nodes
 from .lowering import lower, requires, save
 from .ort_format import write_ort_pair
 from .probe import OnnxProbe
@@ -74,7 +73,6 @@ class OnnxTarget:
         self.model = lower(decoder, ProgramInfo(fingerprint, self.scale_code, modules).metadata())
 
     def write(self, folder: Path) -> Program:
-        nodes = join_nodes(self.model, self.scale_code)
         save(self.model, folder / PROGRAM_NAME)
         if self.options.ort_format:
             write_ort_pair(folder / PROGRAM_NAME)
@@ -90,7 +88,7 @@ class OnnxTarget:
             modules=list(self.captured.decoder.nodes),
             adapter_files=files,
             no_adapter=None,
-            figure=f"{len(self.captured.decoder.nodes)} adapters in {nodes} nodes",
+            figure=f"{len(self.captured.decoder.nodes)} adapter nodes",
         )
 
     def ways(self, bundle: Bundle) -> dict[str, Way]:
