@@ -56,10 +56,10 @@ def wide_model(folder: Path, layers: int) -> None:
     model = LlamaForCausalLM(config).eval()
 
     def module(d_in: int, d_out: int) -> SignModule:
-        signs = [pack_signs(torch.randn(n, k, generator=generator)) for n, k in ((RANK, d_in), (d_out, RANK))]
+        a, b = (pack_signs(torch.randn(n, k, generator=generator)) for n, k in ((RANK, d_in), (d_out, RANK)))
         sizes = ((d_in, 0.05), (RANK, 1.0), (d_out, 0.05))
         scales = [encode_scales((torch.rand(n, generator=generator) + 0.1) * s, ScaleCode.LOG4) for n, s in sizes]
-        return SignModule(*signs, *scales)
+        return SignModule(a, b, *scales)
 
     linears = ((path, linear_size(layer)) for path, layer in model.named_modules() if path != "lm_head")
     modules = {path: module(*size) for path, size in linears if size}

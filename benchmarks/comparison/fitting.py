@@ -72,7 +72,7 @@ def train_lora(subject: Subject, r: int, plan: Plan, told: Told, start: Trained 
     torch.manual_seed(plan.seed)
     model = subject.copy()
     config = LoraConfig(r=r, lora_alpha=2 * r, target_modules=list(subject.layers))
-    get_peft_model(model, config)  # type: ignore[arg-type]  # in place
+    get_peft_model(model, config)  # in place
     layers = {path: model.get_submodule(path) for path in subject.layers}
     if start is not None:
         assert isinstance(start.adapter, LoraAdapter)
@@ -80,7 +80,7 @@ def train_lora(subject: Subject, r: int, plan: Plan, told: Told, start: Trained 
             b, a = module.factors()
             layers[path].lora_A["default"].weight.data.copy_(a)  # type: ignore
             layers[path].lora_B["default"].weight.data.copy_(b / layers[path].scaling["default"])  # type: ignore
-    head = _optimize(subject, model, start and start.head, plan, told)
+    head = _optimize(subject, model, start.head if start else None, plan, told)
     modules = {
         path: LoraModule(
             layer.lora_A["default"].weight.detach(),  # type: ignore
@@ -99,11 +99,11 @@ def train_signs(
     torch.manual_seed(plan.seed)
     model = subject.copy()
     config = LordbaConfig(r=r, lora_alpha=2 * r, target_modules=set(subject.layers))
-    peft_model = get_peft_model(model, config, autocast_adapter_dtype=latents == "float32")  # type: ignore[arg-type]
+    peft_model = get_peft_model(model, config, autocast_adapter_dtype=latents == "float32")
     if start is not None:
         assert isinstance(start.adapter, Adapter)
         start_from(peft_model, start.adapter)
-    head = _optimize(subject, model, start and start.head, plan, told)
+    head = _optimize(subject, model, start.head if start else None, plan, told)
     return Trained(adapter_of(peft_model, scales="log4"), head)
 
 

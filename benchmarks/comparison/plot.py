@@ -134,7 +134,7 @@ def _ticks(axis: Axis, text: Callable[[float], str]) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
 
 
-def _point(axes: Axes, method: str, x: float | None, found: Any, key: str, label: str) -> None:
+def _point(axes: Axes, method: str, x: Any, found: Any, key: str, label: str) -> None:
     marker, color = LOOKS[method]
     axes.errorbar(
         [x], [found.mean(key)], yerr=_bars(found, key), fmt=marker, color=color, markersize=5.5, capsize=2,

@@ -133,7 +133,7 @@ class Decoder(Subject):
         log_probs, loss, right, count = [], 0.0, [], 0
         for start in range(0, len(self.held_out), 16):
             examples = self.held_out[start : start + 16]
-            logits, targets = labelled_logits(self.model, *collate(examples))  # type: ignore[arg-type]
+            logits, targets = labelled_logits(self.model, *collate(examples))
             log_probs.append(logits.log_softmax(-1))
             loss += cross_entropy(logits, targets, reduction="sum").item()
             count += len(targets)
@@ -275,7 +275,15 @@ def tiny() -> Decoder:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 257}
-    config = LlamaConfig(hidden_size=64, intermediate_size=96, initializer_range=0.1, tie_word_embeddings=True, **sizes)
+    config = LlamaConfig(
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=257,
+        initializer_range=0.1,
+        tie_word_embeddings=True,
+    )
     model = LlamaForCausalLM(config).eval().requires_grad_(False)
     return Decoder("tiny", "arithmetic", "exact_match", model, word_problems(Bytes(), training=64, held_out=24))
