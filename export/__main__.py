@@ -77,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
         "--adapter-mode",
         choices=[mode for modes in ADAPTER_MODES.values() for mode in modes],
         help="executorch: ptd (default) is a data file beside the program, also for ExecuTorch's own LLM runner; "
-        "input: an argument of each call, swapped without reloading, of any rank. "
+        "input: an argument of each call, of any rank. Both swap without reloading. "
         "coreml: functions (default) of one program, which share the base; inputs: arguments of each call",
     )
     add(
