@@ -48,6 +48,10 @@ def export_executorch(
 ) -> ExportResult:
     """Export a model with its adapters as an ExecuTorch bundle; nothing is written unless everything succeeds."""
     if options.delegate == "coreml":
+        if options.train:
+            raise LordbaError(
+                "--train is for --delegate xnnpack: Core ML cannot train what it runs; leave one of them out"
+            )
         from .coreml.delegate import DelegateTarget
 
         return export(DelegateTarget(base, adapters, options), base, adapters, options, report)

@@ -208,7 +208,7 @@ def test_an_adapter_is_replaced_only_once_the_new_one_is_complete(tmp_path, monk
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("lordba.adapter.write_safetensors", interrupted)
+        patch.setattr("lordba.adapter_folder.write_safetensors", interrupted)
         save_adapter(make_adapter(ScaleCode.FP32), tmp_path / "out")
     assert (tmp_path / "out" / WEIGHTS_NAME).read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -235,7 +235,7 @@ def test_an_interrupted_conversion_leaves_nothing(tmp_path, monkeypatch):
         path.write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lordba.adapter.write_safetensors", interrupted)
+    monkeypatch.setattr("lordba.adapter_folder.write_safetensors", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_convert(monkeypatch, lora, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["lora"]

@@ -3,11 +3,13 @@
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ from lordba.bundle import Bundle, read_bundle
 from lordba.device_latents import read_latents
 from lordba.device_trainer import SCALE_CODES, DeviceTrainer
 from lordba.errors import LordbaError
-from lordba.export.executorch.train_program import training_program
+from lordba.export.bundle import ExportOptions, export_executorch
 from lordba.install import write_blob
 from lordba.latents import to_latents, to_stored
 from lordba.ops import sign_adapter_blob
@@ -58,6 +60,45 @@ def packed_in_python(trainer: DeviceTrainer, paths: tuple[str, ...], code: str) 
     factors = [tuple(torch.from_numpy(f.copy()) for f in trainer.factors(i)) for i in range(len(paths))]
     modules = {path: to_stored(a, b, ScaleCode(code)) for path, (a, b) in zip(paths, factors, strict=True)}
     return Adapter(modules, ScaleCode(code))
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_base, north_south, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """What `--train` writes, with data files as adapters; tests must not write to it."""
+    folder = tmp_path_factory.mktemp("exported") / "bundle"
+    export_executorch(tiny_base, north_south, ExportOptions(folder, "int4", "ptd", MAX_SEQ_LEN, train="fused"))
+    return read_bundle(folder)
+
+
+@pytest.fixture(scope="module")
+def trainable(tiny_bundle, exported: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Bundle]:
+    """Fresh copies of the bundle, and of one whose adapters are inputs, with the same training program."""
+
+    def copy(mode: str) -> Bundle:
+        folder = tmp_path_factory.mktemp("trainable") / "bundle"
+        if mode == "ptd":
+            shutil.copytree(exported.folder, folder)
+            return read_bundle(folder)
+        return add_training(tiny_bundle("int4", mode), folder, (exported.folder / "train.pte").read_bytes(), R)
+
+    return copy
+
+
+def test_the_export_adds_a_program_that_it_has_checked(exported, tiny_bundle):
+    training = exported.manifest.training
+    assert training is not None and (training["form"], training["max_seq_len"], training["r"]) == (
+        "fused",
+        MAX_SEQ_LEN,
+        R,
+    )
+    assert {file.path for file in exported.manifest.files} >= {"train.pte", "model.pte"}
+    assert all(name.startswith("lordba::") for name in training["requires"])
+    (check,) = (check for check in exported.manifest.parity if check.check == "training program")
+    assert check.passed and 0 < check.value < check.limit
+    record = json.loads((tiny_bundle("int4", "input").folder / "manifest.json").read_text())
+    assert "training" not in record and tiny_bundle("int4", "input").manifest.training is None
+    with pytest.raises(LordbaError, match="--delegate xnnpack"):
+        export_executorch(None, {}, ExportOptions(Path("nowhere"), delegate="coreml", train="fused"))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("code", SCALE_CODES)
@@ -92,7 +133,7 @@ def test_the_packer_refuses_what_it_cannot_hold(tmp_path):
         trainer.pack(0, "fp32")
 
 
-def test_the_folder_is_that_of_pack_without_refit(tmp_path, tiny_bundle):
+def test_the_folder_is_that_of_pack_without_refit(tmp_path, exported):
     pte, paths = program("llama", "int4", LAYERS)
     trainer = trainer_of(tmp_path, pte)
     difficult(trainer)
@@ -105,8 +146,8 @@ def test_the_folder_is_that_of_pack_without_refit(tmp_path, tiny_bundle):
         lordba_layers(model)[path].set_latents("default", a, b)
     for code in SCALE_CODES:
         lordba.pack(model, tmp_path / "python", code, base_fingerprint="sha256:ab", refit=False)
-        bundle = tiny_bundle("int4", "ptd")
-        bundle = Bundle(bundle.folder, _with(bundle.manifest, modules=list(paths), base="sha256:ab"))
+        named = replace(exported.manifest, modules=list(paths), base={"name": "tiny", "fingerprint": "sha256:ab"})
+        bundle = Bundle(exported.folder, named)
         train_on_device.save_folder(train_on_device.pack(trainer, bundle, code), tmp_path / "device")
         for name in (WEIGHTS_NAME, CONFIG_NAME):
             ours = (tmp_path / "device" / name).read_bytes()
@@ -116,24 +157,6 @@ def test_the_folder_is_that_of_pack_without_refit(tmp_path, tiny_bundle):
                     json.dumps(json.loads(t) | {"base_model_name_or_path": 0}).encode() for t in (ours, theirs)
                 )
             assert ours == theirs, (code, name)
-
-
-def _with(manifest: Any, modules: list[str | None], base: str) -> Any:
-    from dataclasses import replace
-
-    return replace(manifest, modules=modules, base={"name": "tiny", "fingerprint": base})
-
-
-@pytest.fixture(scope="module")
-def trainable(tiny_bundle: Callable[..., Bundle], tiny_base, tmp_path_factory) -> Callable[[str], Bundle]:
-    """Fresh copies of the tiny bundles (int4, ptd and input) with a training program."""
-    model = tiny_model()
-    paths = [path for path in tiny_bundle("int4", "ptd").manifest.modules if path]
-    fingerprint = tiny_bundle("int4", "ptd").manifest.base["fingerprint"]
-    made = training_program(model, "fused", paths, R, "int4", MAX_SEQ_LEN, fingerprint)
-    return lambda mode: add_training(
-        tiny_bundle("int4", mode), tmp_path_factory.mktemp("trainable") / "bundle", made.pte, R
-    )
 
 
 @pytest.fixture(scope="module")
@@ -252,7 +275,7 @@ def test_training_goes_on_from_an_adapter_of_the_bundle(trainable, text, tmp_pat
 def test_mistakes(trainable, tiny_bundle, text, tmp_path):
     bundle = trainable("ptd")
     cases: list[tuple[Bundle, dict[str, Any], str]] = [
-        (tiny_bundle("int4", "ptd"), {}, "holds no training program"),
+        (tiny_bundle("int4", "input"), {}, "holds no training program"),
         (bundle, {"max-length": 65}, "takes 64 tokens"),
         (bundle, {"init": "nobody"}, "holds no adapter 'nobody'"),
         (bundle, {"adapter": "none"}, "no usable file name"),

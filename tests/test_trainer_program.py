@@ -5,9 +5,7 @@ scripts/arm64_runner.sh builds the trainer beside the runner.
 """
 
 import os
-import shutil
 import subprocess
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -27,15 +25,9 @@ STEPS, RATE = 6, 0.01
 @pytest.fixture(scope="module")
 def native(tmp_path_factory: pytest.TempPathFactory) -> str:
     source, library = PROJECT / "backends" / "executorch" / "runner", built_library(backend.LIBRARY, backend.__path__)
-    spec = find_spec("executorch")
-    assert spec is not None and spec.submodule_search_locations
-    executorch = Path(next(iter(spec.submodule_search_locations))) / "lib"
     out = tmp_path_factory.mktemp("trainer") / "lordba_trainer"
     includes = [f"-I{PROJECT / 'backends' / folder}" for folder in ("training", "kernels")]
-    # A library for plugins: linked by its path, found again by it.
-    shutil.copy(library, out.with_name("liblordba_executorch.so"))
-    link = [str(out.with_name("liblordba_executorch.so")), f"-Wl,-rpath,{out.parent}:{executorch}", f"-L{executorch}"]
-    link += ["-Wl,--allow-shlib-undefined", "-Wl,--disable-new-dtags"]  # the library finds its own by our path too
+    link = [str(library), "-Wl,--allow-shlib-undefined"]  # by its path, beside which it finds ExecuTorch
     flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror"]
     command = [
         os.environ.get("CXX", "c++"),

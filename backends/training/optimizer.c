@@ -62,8 +62,11 @@ static void adamw8(const lordba_optimizer* o, adam_step s, uint32_t seed, float*
     m[i] = o->beta1 * scales[0] * m_codes[i] + (1 - o->beta1) * gradient;
     root[i] = sqrtf(o->beta2 * before * before + (1 - o->beta2) * gradient * gradient);
     w[i] = s.shrink * w[i] - s.rate * m[i] / (root[i] + s.epsilon);
-    m_peak = fmaxf(m_peak, fabsf(m[i]));
-    v_peak = fmaxf(v_peak, root[i]);
+  }
+  for (size_t i = 0; i < count; ++i) { /* not fmaxf: gcc 12 for arm64 breaks down over its reduction */
+    const float size = fabsf(m[i]);
+    m_peak = size > m_peak ? size : m_peak;
+    v_peak = root[i] > v_peak ? root[i] : v_peak;
   }
   const float of_m = m_peak > 0 ? 127 / m_peak : 0, of_v = v_peak > 0 ? 255 / v_peak : 0;
   scales[0] = m_peak / 127;

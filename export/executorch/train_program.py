@@ -27,6 +27,7 @@ class TrainingProgram:
 
     pte: bytes
     entry: dict[str, Any]
+    base_quant: str
 
 
 def training_program(
@@ -53,7 +54,7 @@ def training_program(
     else:
         raise LordbaError(f"--train must be one of {', '.join(FORMS)}, found {form!r}")
     entry = {"program": TRAINING_NAME, "form": form, "max_seq_len": max_seq_len, "r": rank, "requires": requires}
-    return TrainingProgram(pte, entry)
+    return TrainingProgram(pte, entry, base_quant)
 
 
 def largest_adapter(model: nn.Module, paths: Sequence[str | None], rank: int) -> Adapter:
