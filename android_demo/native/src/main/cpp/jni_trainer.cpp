@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <string>
 #include <vector>
 
@@ -27,6 +28,19 @@ const lordba_trainer_module& module_of(const Trainer& trainer, jint index) {
                           std::to_string(index));
   }
   return trainer.modules[index];
+}
+
+// Gives both factors of each rank the same size: the product stays, and one rate then suits both (lordba.latents).
+void balance(std::vector<float>& a, std::vector<float>& b, const lordba_trainer_module& m) {
+  for (size_t k = 0; k < m.r; ++k) {
+    double of_a = 0, of_b = 0;
+    for (size_t i = 0; i < m.d_in; ++i) of_a += double{a[k * m.d_in + i]} * a[k * m.d_in + i];
+    for (size_t o = 0; o < m.d_out; ++o) of_b += double{b[o * m.r + k]} * b[o * m.r + k];
+    if (of_a == 0 || of_b == 0) continue;
+    const double factor = std::sqrt(std::sqrt(of_b / of_a));
+    for (size_t i = 0; i < m.d_in; ++i) a[k * m.d_in + i] = static_cast<float>(a[k * m.d_in + i] * factor);
+    for (size_t o = 0; o < m.d_out; ++o) b[o * m.r + k] = static_cast<float>(b[o * m.r + k] / factor);
+  }
 }
 
 // One module as an adapter folder stores it: signs of A and B, codes of the three scales, their ranges (fp16).
@@ -82,13 +96,14 @@ NATIVE(void, setFactors)(JNIEnv* env, jobject, jlong handle, jint index, jfloatA
   guarded(env, [&] {
     Trainer& trainer = object<Trainer>(handle);
     const lordba_trainer_module& m = module_of(trainer, index);
-    const std::vector<float> factors[] = {lordba::floats_of(env, a), lordba::floats_of(env, b)};
-    if (factors[0].size() != size_t{m.r} * m.d_in || factors[1].size() != size_t{m.r} * m.d_out) {
+    std::vector<float> to_a = lordba::floats_of(env, a), to_b = lordba::floats_of(env, b);
+    if (to_a.size() != size_t{m.r} * m.d_in || to_b.size() != size_t{m.r} * m.d_out) {
       throw lordba::Mistake("the factors of module " + std::to_string(index) + " are not those of rank " +
                             std::to_string(m.r) + ", which the training program has; start from another adapter");
     }
     float* const to = trainer.latents.data() + m.offset;
-    std::copy(factors[1].begin(), factors[1].end(), std::copy(factors[0].begin(), factors[0].end(), to));
+    balance(to_a, to_b, m);
+    std::copy(to_b.begin(), to_b.end(), std::copy(to_a.begin(), to_a.end(), to));
   });
 }
 
