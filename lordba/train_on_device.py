@@ -92,6 +92,8 @@ def check(options: argparse.Namespace) -> None:
         raise LordbaError("--max-length must be at least 2 and --lr more than 0")
     if not is_adapter_name(options.adapter):
         raise LordbaError(f"--adapter {options.adapter!r} is no usable file name; take letters, digits, - _ and .")
+    if not options.data.is_file():
+        raise LordbaError(f"{options.data}: no such file; give a .txt or .jsonl file")
     options.output = options.output or Path(f"{options.adapter}-training")
     if not (options.output / CHECKPOINT_NAME).is_file():
         check_new_folder(options.output, replaceable_if=REPORT_NAME)
