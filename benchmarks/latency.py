@@ -26,7 +26,7 @@ from lordba.scales import ScaleCode, encode_scales
 from lordba.signs import pack_signs
 
 PROJECT = Path(__file__).parents[1]
-FORMS = ("signs", "none", "lora-fp32", "lora-fp16")
+AGAINST = "none,lora-fp32,lora-fp16"
 RANK = 16
 MAX_SEQ_LEN = {"smollm2": 1024, "wide": 640}
 BEGIN, END = "<!-- tables: written by benchmarks/latency.py -->", "<!-- end of tables -->"
@@ -69,19 +69,20 @@ def wide_model(folder: Path, layers: int) -> None:
     save_adapter(Adapter(modules, ScaleCode.LOG4, name, fingerprint(model)), folder / "random")
 
 
-def export(work: Path, model: str, target: str, layers: int) -> tuple[Path, list[Path], str]:
+def export(work: Path, model: str, target: str, options: argparse.Namespace) -> tuple[Path, list[Path], str]:
     """The bundles of a model for a target, made where missing: the LoRDBA one, those to compare with, the adapter."""
     name = "shakespeare" if model == "smollm2" else "random"
     arguments = ["--target", target, "--base-quant", "int4", "--max-seq-len", str(MAX_SEQ_LEN[model])]
     if model == "smollm2":
         arguments += ["--adapter", f"shakespeare={PROJECT / 'lordba' / 'adapters' / 'shakespeare'}"]
     else:
+        layers = options.wide_layers
         folder = work / f"random-d2048-{layers}-layers"
         if not (folder / "random").is_dir():
             wide_model(folder, layers)
         arguments += ["--model", str(folder / "model"), "--adapter", f"random={folder / 'random'}"]
     made = []
-    for form in FORMS:
+    for form in ("signs", *options.against.split(",")):
         bundle = work / f"{model}-{target}-{form}"
         made.append(bundle)
         if (bundle / MANIFEST_NAME).is_file():
@@ -98,7 +99,7 @@ def measure(work: Path, model: str, target: str, options: argparse.Namespace) ->
     """The record of a model on a target, measured where missing."""
     path = work / f"{model}-{target}.json"
     if options.again or not path.is_file():
-        bundle, against, adapter = export(work, model, target, options.wide_layers)
+        bundle, against, adapter = export(work, model, target, options)
         arguments = [str(bundle), "--adapter", adapter, "--threads", options.threads, "--rounds", str(options.rounds)]
         arguments += ["--clock", options.clock]
         for other in against:
@@ -142,6 +143,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="where bundles and measurements are kept")
     parser.add_argument("--models", default="smollm2,wide")
     parser.add_argument("--targets", default="executorch,onnx")
+    parser.add_argument("--against", default=AGAINST, help=f"forms of --adapter-form to compare with: {AGAINST}")
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--clock", default="wall", choices=["wall", "cpu"])
     parser.add_argument("--rounds", type=int, default=5)
@@ -155,7 +157,7 @@ def main() -> None:
     pairs = [(model, target) for model in options.models.split(",") for target in options.targets.split(",")]
     for model, target in pairs:  # all exports first: nothing else shall run when times are taken
         if options.again or not (work / f"{model}-{target}.json").is_file():
-            export(work, model, target, options.wide_layers)
+            export(work, model, target, options)
     record = merged([measure(work, model, target, options) for model, target in pairs])
     console().print(profile_report(record))
     text = (options.docs / "latency.md").read_text()
