@@ -27,9 +27,8 @@ if [ ! -d "$folder/system" ]; then
   mmdebstrap --quiet --mode="$mode" --variant=extract --architectures=arm64 \
     --include=python3,python3-minimal,libstdc++6,libgcc-s1,libgomp1,libexpat1,zlib1g,libffi8 \
     bookworm "$folder/system.partial" "$mirror" 2>"$folder/system.log" || { cat "$folder/system.log" >&2; exit 1; }
-  # Our Android library asks for Android's names of these.
+  # Our Android library asks for Android's name of it.
   ln -s libc.so.6 "$folder/system.partial/lib/aarch64-linux-gnu/libc.so"
-  ln -s libm.so.6 "$folder/system.partial/lib/aarch64-linux-gnu/libm.so"
   mv "$folder/system.partial" "$folder/system"
 fi
 

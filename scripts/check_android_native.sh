@@ -26,13 +26,11 @@ build() {
   } >"$folder/$name.log" 2>&1 || { cat "$folder/$name.log" >&2; exit 1; }
 }
 
-# Stub libraries that define exactly the symbols of bionic.txt, for the linker to check against.
+# A stub library that defines exactly the symbols of bionic.txt, for the linker to check against.
 mkdir -p "$folder/stubs"
-for library in libc libm; do
-  awk -v library=$library.so '!/^#/ && $2 == library { print "char " $1 ";" }' "$native/freestanding/bionic.txt" |
-    "$CLANG" --target=aarch64-linux-android26 -ffreestanding -fno-builtin -w -shared -nostdlib -fuse-ld=lld-19 \
-      -Wl,-soname,$library.so -x c - -o "$folder/stubs/$library.so"
-done
+awk '!/^#/ { print "char " $1 ";" }' "$native/freestanding/bionic.txt" |
+  "$CLANG" --target=aarch64-linux-android26 -ffreestanding -fno-builtin -w -shared -nostdlib -fuse-ld=lld-19 \
+    -Wl,-soname,libc.so -x c - -o "$folder/stubs/libc.so"
 
 build android lordba_onnxruntime -DCMAKE_TOOLCHAIN_FILE="$native/freestanding/toolchain.cmake" \
   -DLORDBA_STUBS="$folder/stubs"

@@ -1,6 +1,6 @@
-# Builds for Android without the NDK: clang and lld from the system, declarations and stub libraries of our own for what
+# Builds for Android without the NDK: clang and lld from the system, declarations and stub library of our own for what
 # we call of Android's C library. What links here asks for exactly the symbols in bionic.txt, each with its API level.
-# LORDBA_STUBS names the folder of the stub libraries (scripts/check_android_native.sh makes them).
+# LORDBA_STUBS names the folder of the stub library (scripts/check_android_native.sh makes them).
 set(CMAKE_SYSTEM_NAME Linux) # CMake's own "Android" insists on an NDK
 set(CMAKE_SYSTEM_PROCESSOR aarch64)
 set(ANDROID TRUE)
