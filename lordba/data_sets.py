@@ -29,10 +29,6 @@ class Source:
             return Source(text)
         return Source(match["path"], match["subset"], match["split"] or "train")
 
-    @property
-    def is_local(self) -> bool:
-        return Path(self.path).exists()
-
     def __str__(self) -> str:
         subset = f":{self.subset}" if self.subset else ""
         return f"{self.path}{subset}@{self.split}"
