@@ -92,37 +92,15 @@ def export(
     if not adapters:
         raise LordbaError("there is no adapter to export; name at least one with --adapter FOLDER")
     check_new_folder(options.output, replaceable_if=MANIFEST_NAME)
-    report("hashing the base")
-    base_print = fingerprint(base.model)
-    check_base(adapters, base_print, base.name)
-    report("capturing the decoder")
-    target.capture()
-    windows = text_windows(lambda text: base.tokenizer(text).input_ids, target.max_seq_len)
+    base_print, windows = prepare(target, base, adapters, report)
     base_quant, quality = quantized(target, base, windows, options, report)
     report(f"lowering to {target.title}")
-    eos = eos_ids(base)
-    target.lower(base_print, eos)
+    target.lower(base_print, eos_ids(base))
 
     with new_folder(options.output, replaceable_if=MANIFEST_NAME) as folder:
         program = target.write(folder)
-        base.tokenizer.backend_tokenizer.save(str(folder / TOKENIZER_NAME))
-        manifest = Manifest(
-            target=target.name,
-            program=program.path,
-            base={"name": base.name, "fingerprint": base_print},
-            base_quant=base_quant,
-            toolchain={name: version_of(name) for name in target.toolchain},
-            requires=program.requires,
-            adapter_mode=program.adapter_mode,
-            max_seq_len=target.max_seq_len,
-            eos_ids=eos,
-            modules=list(program.modules),
-            adapters=[entry(folder, program, name, adapter) for name, adapter in adapters.items()],
-            tokenizer=TOKENIZER_NAME,
-            no_adapter=program.no_adapter,
-            training=program.training,
-        )
-        write_manifest(folder, manifest)
+        entries = [entry(folder, program, name, adapter) for name, adapter in adapters.items()]
+        manifest = write_unverified(folder, target, program, base, base_print, base_quant, entries)
         parity, rows = verify(target, read_bundle(folder), windows, adapters, quality, report)
         manifest = replace(manifest, parity=[*program.checks, *parity])
         write_manifest(folder, manifest)
@@ -130,6 +108,47 @@ def export(
             describe(folder, target.name)
         size = sum(size_of(path) for path in folder.glob(program.path + "*"))
     return ExportResult(manifest, rows, size, program.figure, quality)
+
+
+def prepare(target: Target, base: BaseModel, adapters: dict[str, Adapter], report: Report) -> tuple[str, Windows]:
+    """Check that the adapters are for this base and capture it; returns its fingerprint and the text to verify with."""
+    report("hashing the base")
+    base_print = fingerprint(base.model)
+    check_base(adapters, base_print, base.name)
+    report("capturing the decoder")
+    target.capture()
+    return base_print, text_windows(lambda text: base.tokenizer(text).input_ids, target.max_seq_len)
+
+
+def write_unverified(
+    folder: Path,
+    target: Target,
+    program: Program,
+    base: BaseModel,
+    base_print: str,
+    base_quant: str,
+    adapters: list[BundleAdapter],
+) -> Manifest:
+    """Add tokenizer and manifest to a folder that holds a program, so that it can be run; no parity is claimed yet."""
+    base.tokenizer.backend_tokenizer.save(str(folder / TOKENIZER_NAME))
+    manifest = Manifest(
+        target=target.name,
+        program=program.path,
+        base={"name": base.name, "fingerprint": base_print},
+        base_quant=base_quant,
+        toolchain={name: version_of(name) for name in target.toolchain},
+        requires=program.requires,
+        adapter_mode=program.adapter_mode,
+        max_seq_len=target.max_seq_len,
+        eos_ids=eos_ids(base),
+        modules=list(program.modules),
+        adapters=adapters,
+        tokenizer=TOKENIZER_NAME,
+        no_adapter=program.no_adapter,
+        training=program.training,
+    )
+    write_manifest(folder, manifest)
+    return manifest
 
 
 def check_base(adapters: dict[str, Adapter], base_print: str, base_name: str) -> None:

@@ -9,15 +9,15 @@ from dataclasses import replace
 import torch
 
 from lordba.adapter import Adapter
-from lordba.bundle import COMPARISON_MODES, MANIFEST_NAME, BundleAdapter, Manifest, read_bundle, write_manifest
+from lordba.bundle import COMPARISON_MODES, MANIFEST_NAME, BundleAdapter, read_bundle, write_manifest
 from lordba.errors import LordbaError
 from lordba.files import check_new_folder, new_folder, size_of
-from lordba.models import BaseModel, fingerprint
+from lordba.models import BaseModel
 from lordba.threads import one_torch_thread
 
-from .bundle import TOKENIZER_NAME, ExportResult, Report, check_base, eos_ids, quantized, version_of
+from .bundle import ExportResult, Report, eos_ids, prepare, quantized, write_unverified
 from .target import ExportOptions, Target
-from .verify import compare, eager_logits, judge, program_logits, text_windows
+from .verify import compare, eager_logits, judge, program_logits
 
 WINDOWS = 2
 FP16_LIMITS = {"max_abs_err": 0.05, "max_rel_err": 0.002, "mean_kl": 1e-5}
@@ -51,13 +51,8 @@ def export_comparison(
         raise LordbaError(f"--adapter-form {form} takes one adapter, found {len(adapters)}; name it with --adapter")
     ((name, adapter),) = adapters.items()
     check_new_folder(options.output, replaceable_if=MANIFEST_NAME)
-    report("hashing the base")
-    base_print = fingerprint(base.model)
-    check_base(adapters, base_print, base.name)
     target = comparison_target(base, name, adapter, form, options, to)
-    report("capturing the decoder")
-    target.capture()
-    windows = text_windows(lambda text: base.tokenizer(text).input_ids, target.max_seq_len)
+    base_print, windows = prepare(target, base, adapters, report)
     if options.base_quant in ("auto", "none"):
         base_quant, quality = quantized(target, base, windows, options, report)
     else:  # the LoRDBA export of the same base has measured its quality
@@ -66,27 +61,11 @@ def export_comparison(
     few = windows.first(WINDOWS)
     expected = list(eager_logits(target.captured, few, None if form == "none" else adapter))
     report(f"lowering to {target.title}")
-    eos = eos_ids(base)
-    target.lower(base_print, eos)
+    target.lower(base_print, eos_ids(base))
     with new_folder(options.output, replaceable_if=MANIFEST_NAME) as folder:
         program = target.write(folder)
-        base.tokenizer.backend_tokenizer.save(str(folder / TOKENIZER_NAME))
-        manifest = Manifest(
-            target=target.name,
-            program=program.path,
-            base={"name": base.name, "fingerprint": base_print},
-            base_quant=base_quant,
-            toolchain={package: version_of(package) for package in target.toolchain},
-            requires=program.requires,
-            adapter_mode=form,
-            max_seq_len=target.max_seq_len,
-            eos_ids=eos,
-            modules=[],
-            adapters=[] if form == "none" else [dense_entry(name, adapter, form, program.no_adapter or program.path)],
-            tokenizer=TOKENIZER_NAME,
-            no_adapter=program.no_adapter,
-        )
-        write_manifest(folder, manifest)
+        entries = [] if form == "none" else [dense_entry(name, adapter, form, program.no_adapter or program.path)]
+        manifest = write_unverified(folder, target, program, base, base_print, base_quant, entries)
         report("verifying the program")
         way = next(iter(target.ways(read_bundle(folder)).values()))
         figures = compare(few, iter(expected), program_logits(way.session, few)).metrics()
@@ -94,9 +73,10 @@ def export_comparison(
         if form == "lora-fp16":
             limits = {metric: max(limit, FP16_LIMITS.get(metric, limit)) for metric, limit in limits.items()}
         parity = judge("program", None if form == "none" else name, figures, limits)
-        write_manifest(folder, replace(manifest, parity=parity))
+        manifest = replace(manifest, parity=parity)
+        write_manifest(folder, manifest)
         size = sum(size_of(path) for path in folder.glob(program.path + "*"))
-    return ExportResult(replace(manifest, parity=parity), [], size, program.figure, quality)
+    return ExportResult(manifest, [], size, program.figure, quality)
 
 
 def dense_entry(name: str, adapter: Adapter, form: str, file: str) -> BundleAdapter:

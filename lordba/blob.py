@@ -7,6 +7,7 @@ signs exactly as in the adapter folder, scales as their stored codes, each prece
 
 import struct
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -60,22 +61,52 @@ def blob_bytes(modules: Sequence[SignModule | None]) -> int:
     return make_blob(modules).numel()
 
 
-def read_module(blob: Tensor, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None:
-    """Read one module back: a_signs, b_signs and the three float32 scale vectors; None where r = 0."""
+class Record(NamedTuple):
+    """What a blob says of one module; r = 0 is a layer without adapter."""
+
+    r: int
+    d_in: int
+    d_out: int
+    code: ScaleCode
+    offsets: tuple[int, ...]
+    """Of A, B, s_in, s_mid and s_out."""
+
+
+def module_count(blob: Tensor) -> int:
+    """How many modules a blob holds; raises LordbaError unless it is one."""
+    return _header(blob.contiguous().numpy())[0]
+
+
+def read_record(blob: Tensor, index: int) -> Record:
+    """What a blob says of its module `index`."""
     raw = blob.contiguous().numpy()
-    if raw.size < HEADER.size:
-        raise LordbaError(f"adapter blob of {raw.size} bytes is shorter than its header")
-    magic, version, count, total, _ = HEADER.unpack_from(raw.data, 0)
-    if magic != MAGIC or version != VERSION or total > raw.size:
-        raise LordbaError(f"not an adapter blob of version {VERSION}, or truncated: {raw.size} bytes of {total}")
+    count, _ = _header(raw)
     if not 0 <= index < count:
         raise LordbaError(f"adapter blob holds {count} modules, module {index} was asked for")
     r, d_in, d_out, number, *offsets, _ = RECORD.unpack_from(raw.data, HEADER.size + RECORD.size * index)
-    if r == 0:
-        return None
     code = _CODES.get(number)
     if code is None:
         raise LordbaError(f"adapter blob: module {index} has the unknown scale code {number}; export the bundle again")
+    return Record(r, d_in, d_out, code, tuple(offsets))
+
+
+def _header(raw: np.ndarray) -> tuple[int, int]:
+    """The number of modules and of bytes."""
+    if raw.size < HEADER.size:
+        raise LordbaError(f"adapter blob of {raw.size} bytes is shorter than its header")
+    magic, version, count, total, _ = HEADER.unpack_from(raw.data, 0)
+    if magic != MAGIC or version != VERSION or total > raw.size or HEADER.size + RECORD.size * count > total:
+        raise LordbaError(f"not an adapter blob of version {VERSION}, or truncated: {raw.size} bytes of {total}")
+    return count, total
+
+
+def read_module(blob: Tensor, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None:
+    """Read one module back: a_signs, b_signs and the three float32 scale vectors; None where r = 0."""
+    raw = blob.contiguous().numpy()
+    _, total = _header(raw)
+    r, d_in, d_out, code, offsets = read_record(blob, index)
+    if r == 0:
+        return None
 
     def array(offset: int, dtype: type, *shape: int) -> Tensor:
         if offset + int(np.prod(shape)) * np.dtype(dtype).itemsize > total:

@@ -161,7 +161,7 @@ def _blob_of(path: Path) -> "Tensor":
 
 
 def _sizes(blob: "Tensor", index: int) -> tuple[int, int] | None:
-    from lordba.blob import read_module
+    from lordba.blob import read_record
 
-    module = read_module(blob, index)
-    return None if module is None else (module[2].numel(), module[4].numel())
+    record = read_record(blob, index)
+    return (record.d_in, record.d_out) if record.r else None

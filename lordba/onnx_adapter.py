@@ -1,17 +1,16 @@
-"""An adapter in ONNX Runtime's own file form, `.onnx_adapter`: two named tensors per adapted module.
+"""An adapter in ONNX Runtime's own file form, `.onnx_adapter`: one tensor, `adapter`, the adapter blob (lordba.blob).
 
-`<path>.signs` holds A and then B, each as in the adapter folder; `<path>.scales` holds s_in, s_mid and s_out as stored,
-and before int8 and log4 codes their ranges, lo and hi of each vector in fp16 (12 bytes). The rank follows from the
-length of the scales; where two share a byte (log4), an odd rank gets one more row of A, whose scale is 0 already.
-Two tensors and not six, for ONNX Runtime looks every one of them up by name at each run.
+One tensor and not some per module, for ONNX Runtime looks every one of them up by name at each run. A module without
+adapter has rank 1 and scales of zero: the operator's body in standard operators knows no rank 0.
 
-ONNX Runtime finds a wrong name or shape in the middle of a run, and another base or version never.
+ONNX Runtime finds a wrong name or shape in the middle of a run, and another base, program or version never.
 `OnnxAdapter.check` looks at all of it before anything runs.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,69 +19,39 @@ import torch
 from torch import Tensor
 
 from lordba.adapter import Adapter, SignModule
+from lordba.blob import make_blob, module_count, read_record
 from lordba.errors import LordbaError
-from lordba.scales import ScaleCode, decode_scales
+from lordba.scales import ScaleCode, decode_scales, encode_scales
 from lordba.signs import packed_width
 
-ADAPTER_VERSION = 1
+ADAPTER_VERSION = 2
 SUFFIX = ".onnx_adapter"
-PARAMETERS = ("signs", "scales")
-RANGE_BYTES = 12
-_TYPES = {ScaleCode.FP32: "tensor(float)", ScaleCode.FP16: "tensor(float16)"}
+INPUT = "adapter"
+"""The tensor's name, in files and programs."""
 
 
-def parameter_shapes(code: ScaleCode, d_in: int, d_out: int, r: int) -> dict[str, tuple[int, ...]]:
-    """The shape of each of a module's tensors."""
-    stored = sum(code.stored_length(n) for n in (d_in, r, d_out))
-    rows = r + r % 2 if code is ScaleCode.LOG4 else r
-    return {
-        "signs": (rows * packed_width(d_in) + d_out * packed_width(r),),
-        "scales": (RANGE_BYTES * code.is_coded + stored,),
-    }
-
-
-def rank_of(code: ScaleCode, d_in: int, d_out: int, scales: int) -> int:
-    """The rank of a module with so many elements of scales; log4 tells even ranks only."""
-    stored = scales - RANGE_BYTES * code.is_coded - code.stored_length(d_in) - code.stored_length(d_out)
-    return 2 * stored if code is ScaleCode.LOG4 else stored
-
-
-def module_tensors(module: SignModule, code: ScaleCode) -> dict[str, np.ndarray]:
-    """One module's tensors by name, with scales in this code: the adapter's own, or fp32."""
+def with_code(module: SignModule, code: ScaleCode) -> SignModule:
+    """The module with scales in this code: its own, or fp32."""
     if code is module.s_in.code:
-        ranges = [scale.range.view(torch.uint8) for scale in module.scales if scale.range is not None]
-        parts: list[Tensor] = [*ranges, *(scale.values for scale in module.scales)]
-    elif code is ScaleCode.FP32:
-        parts = [decode_scales(scale) for scale in module.scales]
-    else:
+        return module
+    if code is not ScaleCode.FP32:
         raise LordbaError(f"the program takes {code.value} scales, the adapter has {module.s_in.code.value}")
-    a_signs = module.a_signs
-    if code is ScaleCode.LOG4 and module.r % 2:
-        a_signs = torch.nn.functional.pad(a_signs, (0, 0, 0, 1))
-    signs = torch.cat([a_signs.flatten(), module.b_signs.flatten()])
-    return {"signs": signs.numpy(), "scales": torch.cat(parts).numpy()}
+    s_in, s_mid, s_out = (encode_scales(decode_scales(scale), code) for scale in module.scales)
+    return replace(module, s_in=s_in, s_mid=s_mid, s_out=s_out)
 
 
-def adapter_tensors(adapter: Adapter, code: ScaleCode) -> dict[str, np.ndarray]:
-    """Every tensor of the adapter by its name in the model."""
-    return {
-        f"{path}.{name}": tensor
-        for path, module in sorted(adapter.modules.items())
-        for name, tensor in module_tensors(module, code).items()
-    }
+def no_adapter(d_in: int, d_out: int, code: ScaleCode) -> SignModule:
+    """What stands for a layer without adapter."""
+    a, b = (torch.zeros(*shape, dtype=torch.uint8) for shape in ((1, packed_width(d_in)), (d_out, 1)))
+    return SignModule(a, b, *(encode_scales(torch.zeros(n), code) for n in (d_in, 1, d_out)))
 
 
-def model_version(fingerprint: str) -> int:
-    """The base's fingerprint "sha256:..." as the 31 bits that an adapter file has room for."""
-    return int(fingerprint.removeprefix("sha256:")[:8], 16) & 0x7FFFFFFF
-
-
-def write_onnx_adapter(path: Path, tensors: Mapping[str, np.ndarray], fingerprint: str) -> None:
-    """Write tensors as ONNX Runtime's adapter file for a base with this fingerprint."""
+def write_onnx_adapter(path: Path, tensors: Mapping[str, np.ndarray], version: int) -> None:
+    """Write tensors as ONNX Runtime's adapter file for programs of this model version."""
     runtime = onnxruntime()
     file = runtime.AdapterFormat()
     file.set_adapter_version(ADAPTER_VERSION)
-    file.set_model_version(model_version(fingerprint))
+    file.set_model_version(version)
     values = {name: runtime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(t)) for name, t in tensors.items()}
     file.set_parameters(values)
     file.export_adapter(str(path))
@@ -90,7 +59,10 @@ def write_onnx_adapter(path: Path, tensors: Mapping[str, np.ndarray], fingerprin
 
 @dataclass(frozen=True)
 class ProgramInfo:
-    """What a program says of itself in its metadata: its base, and the (d_in, d_out) of every module it can adapt."""
+    """What a program says of itself in its metadata: its base, and the (d_in, d_out) of every module it can adapt.
+
+    The modules are in the order of the adapter's records; `scale_code` is the one that the operator's body reads.
+    """
 
     fingerprint: str
     scale_code: ScaleCode
@@ -103,6 +75,25 @@ class ProgramInfo:
             "lordba.scale_code": self.scale_code.value,
             "lordba.modules": json.dumps({path: list(size) for path, size in self.modules.items()}),
         }
+
+    @property
+    def model_version(self) -> int:
+        """The base and the order of the modules as the 31 bits that an adapter file has room for."""
+        text = "\n".join([self.fingerprint, *self.modules])
+        return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) & 0x7FFFFFFF
+
+    def blob(self, adapter: Adapter | None) -> np.ndarray:
+        """An adapter, or none, as this program takes it: uint8 [n]. Its modules must be the program's."""
+        found = adapter.modules if adapter else {}
+        modules = [
+            with_code(found[path], self.scale_code) if path in found else no_adapter(*size, self.scale_code)
+            for path, size in self.modules.items()
+        ]
+        return make_blob(modules).numpy()
+
+    def write(self, adapter: Adapter, path: Path) -> None:
+        """Write an adapter's file for this program."""
+        write_onnx_adapter(path, {INPUT: self.blob(adapter)}, self.model_version)
 
     @staticmethod
     def read(metadata: Mapping[str, str], program: Path) -> "ProgramInfo":
@@ -137,34 +128,37 @@ class OnnxAdapter:
                 f"{self.path}: adapter version {self.adapter_version} is not known here (this lordba reads "
                 f"{ADAPTER_VERSION}); install a newer lordba or export the adapter again"
             )
-        if self.model_version != model_version(program.fingerprint):
+        if self.model_version != program.model_version:
             raise LordbaError(
-                f"{self.path}: was made for another base (its model version is {self.model_version:#010x}, the "
-                f"program's base is {program.fingerprint[:15]}...); export the adapter with this base"
+                f"{self.path}: was made for another base or for other modules (its model version is "
+                f"{self.model_version:#010x}, the program's {program.model_version:#010x}); export the adapter with "
+                "this program"
             )
-        names = set(self.inputs)
-        paths = {name.rpartition(".")[0] for name in names}
-        if not paths:
-            raise LordbaError(f"{self.path}: holds no tensors; export the adapter again")
-        expected = {f"{path}.{name}" for path in paths & set(program.modules) for name in PARAMETERS}
-        if unknown := sorted(names - expected):
-            raise LordbaError(f"{self.path}: holds {unknown[0]}, which the program lacks; export it for this program")
-        if missing := sorted(expected - names):
-            raise LordbaError(f"{self.path}: lacks {missing[0]}; the file is incomplete, export the adapter again")
-        for path in sorted(paths):
-            self._check_module(path, program)
+        if set(self.inputs) != {INPUT}:
+            raise LordbaError(
+                f"{self.path}: must hold the tensor {INPUT!r} alone, found {sorted(self.inputs)[:3]}; export it again"
+            )
+        value = self.inputs[INPUT]
+        if value.data_type() != "tensor(uint8)" or len(value.shape()) != 1:
+            raise LordbaError(
+                f"{self.path}: {INPUT} must be tensor(uint8) of one dimension, found {value.data_type()} "
+                f"{list(value.shape())}; export it again"
+            )
+        self._check_blob(torch.from_numpy(value.numpy()), program)
 
-    def _check_module(self, path: str, program: ProgramInfo) -> None:
-        code, size = program.scale_code, program.modules[path]
-        rank = rank_of(code, *size, (self.inputs[f"{path}.scales"].shape() or [0])[0])
-        shapes = parameter_shapes(code, *size, max(rank, 1))
-        for name, shape in shapes.items():
-            value = self.inputs[f"{path}.{name}"]
-            kind = _TYPES.get(code, "tensor(uint8)") if name == "scales" else "tensor(uint8)"
-            if value.data_type() != kind or tuple(value.shape()) != shape:
+    def _check_blob(self, blob: Tensor, program: ProgramInfo) -> None:
+        count = module_count(blob)
+        if count != len(program.modules):
+            raise LordbaError(
+                f"{self.path}: holds {count} modules, the program takes {len(program.modules)}; export it again"
+            )
+        for index, (path, size) in enumerate(program.modules.items()):
+            record = read_record(blob, index)
+            if (record.d_in, record.d_out, record.code) != (*size, program.scale_code) or record.r < 1:
                 raise LordbaError(
-                    f"{self.path}: {path}.{name} is {value.data_type()} {list(value.shape())}, the program takes "
-                    f"{kind} {list(shape)} for rank {rank}; export the adapter for this program"
+                    f"{self.path}: {path} is of rank {record.r}, {record.d_in} to {record.d_out} channels with "
+                    f"{record.code.value} scales; the program takes a rank of at least 1, {size[0]} to {size[1]} "
+                    f"channels, {program.scale_code.value} scales; export the adapter for this program"
                 )
 
 

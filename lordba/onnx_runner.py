@@ -9,7 +9,7 @@ import numpy as np
 from lordba.adapter import Adapter
 from lordba.bundle import COMPARISON_MODES, Bundle
 from lordba.errors import LordbaError
-from lordba.onnx_adapter import OnnxAdapter, ProgramInfo, adapter_tensors, onnxruntime, write_onnx_adapter
+from lordba.onnx_adapter import OnnxAdapter, ProgramInfo, onnxruntime
 
 FIXED_INPUTS = {"input_ids", "attention_mask", "position_ids"}
 
@@ -92,8 +92,7 @@ class OnnxRunner:
         return Path(self._session.end_profiling())
 
     def write(self, adapter: Adapter, path: Path) -> None:
-        tensors = adapter_tensors(adapter, self.info.scale_code)
-        write_onnx_adapter(path, tensors, self.info.fingerprint)
+        self.info.write(adapter, path)
         self.load_file(path)
 
     def run(self, tokens: Sequence[int], start: int) -> np.ndarray:

@@ -15,11 +15,12 @@ from onnx.reference import ReferenceEvaluator
 import lordba
 from lordba.adapter import Adapter
 from lordba.backends.onnxruntime import library
+from lordba.blob import read_record
 from lordba.errors import LordbaError
 from lordba.export.onnx.decoder import AdapterNode, OnnxDecoder
 from lordba.export.onnx.lowering import lower, save
 from lordba.export.onnx.op import DOMAIN, NAME
-from lordba.onnx_adapter import PARAMETERS, OnnxAdapter, adapter_tensors, write_onnx_adapter
+from lordba.onnx_adapter import INPUT, OnnxAdapter, ProgramInfo, write_onnx_adapter
 from lordba.scales import ScaleCode
 
 TOLERANCE = 1e-4  # relative to the largest logit
@@ -85,10 +86,17 @@ def off_by(found: np.ndarray, expected: torch.Tensor) -> float:
 def program(model, adapters: dict[str, Adapter], folder: Path, code: ScaleCode = ScaleCode.LOG4) -> Path:
     """Lower a model with places for these adapters, and write the adapters beside it."""
     decoder = OnnxDecoder(model, {path for a in adapters.values() for path in a.modules}, code).eval()
-    save(lower(decoder, {}), folder / "model.onnx")
+    info = ProgramInfo(BASE_PRINT, code, decoder.sizes)
+    save(lower(decoder, info.metadata()), folder / "model.onnx")
     for name, adapter in adapters.items():
-        write_onnx_adapter(folder / f"{name}.onnx_adapter", adapter_tensors(adapter, code), BASE_PRINT)
+        info.write(adapter, folder / f"{name}.onnx_adapter")
     return folder / "model.onnx"
+
+
+def info_of(path: Path) -> ProgramInfo:
+    """What a program says of itself."""
+    entries = onnx.load(path, load_external_data=False).metadata_props
+    return ProgramInfo.read({entry.key: entry.value for entry in entries}, path)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -140,14 +148,15 @@ class TestProgram:
             **{f"present.{kind}": ["batch", 2, "total", 16] for kind in KINDS},
         }
 
-    def test_one_node_per_module_with_places_of_its_own(self, path, adapters):
+    def test_one_node_per_module_and_one_adapter_for_all(self, path, adapters):
         model = onnx.load(path)
         nodes = [node for node in model.graph.node if node.domain == DOMAIN]
-        assert {(node.op_type, node.name) for node in nodes} == {(NAME, path) for path in adapters["north"].modules}
-        places = [name for node in nodes for name in node.input[2:]]
-        assert len(places) == len(set(places)) == 14 * len(PARAMETERS)
-        assert set(places) <= {value.name for value in model.graph.initializer} & {v.name for v in model.graph.input}
-        assert set(places) == set(adapter_tensors(adapters["north"], ScaleCode.LOG4))
+        assert [(node.op_type, node.name, list(node.input[2:])) for node in nodes] == [
+            (NAME, list(info_of(path).modules)[node.attribute[0].i], [INPUT]) for node in nodes
+        ]
+        assert sorted(node.name for node in nodes) == sorted(adapters["north"].modules)
+        overridable = {value.name for value in model.graph.initializer} & {v.name for v in model.graph.input}
+        assert overridable == {INPUT}
 
     def test_says_nothing_of_the_machine_that_made_it(self, path):
         data = path.read_bytes() + path.with_name("model.onnx.data").read_bytes()
@@ -160,18 +169,18 @@ class TestProgram:
         found = {}
         for name, adapter in adapters.items():
             file = tmp_path / f"{name}.onnx_adapter"
-            write_onnx_adapter(file, adapter_tensors(adapter, ScaleCode.LOG4), BASE_PRINT)
+            info_of(path).write(adapter, file)
             found[name] = run(session, [TOKENS], [24], OnnxAdapter(file))[0]
         for name, other in itertools.product(adapters, repeat=2):
             off = off_by(found[name], transformers_logits(model, TOKENS, adapters[other]))
             assert off <= TOLERANCE if name == other else off > 100 * TOLERANCE
 
     def test_a_single_flipped_sign_shows(self, path, model, adapters, tmp_path):
-        tensors = adapter_tensors(adapters["north"], ScaleCode.LOG4)
-        name = "model.layers.0.self_attn.v_proj.signs"
-        tensors[name] = tensors[name].copy()
-        tensors[name][-1] ^= 1
-        write_onnx_adapter(tmp_path / "broken.onnx_adapter", tensors, BASE_PRINT)
+        info = info_of(path)
+        blob = info.blob(adapters["north"])
+        index = list(info.modules).index("model.layers.0.self_attn.v_proj")
+        blob[read_record(torch.from_numpy(blob), index).offsets[1]] ^= 1
+        write_onnx_adapter(tmp_path / "broken.onnx_adapter", {INPUT: blob}, info.model_version)
         session = open_session(path, native=True)
         found = run(session, [TOKENS], [24], OnnxAdapter(tmp_path / "broken.onnx_adapter"))[0]
         assert off_by(found, transformers_logits(model, TOKENS, adapters["north"])) > 10 * TOLERANCE
@@ -202,10 +211,9 @@ class TestProgram:
             },
         }
         defaults = {v.name: onnx.numpy_helper.to_array(v) for v in onnx.load(path).graph.initializer}
-        places = {name: defaults[name] for name in adapter_tensors(adapters["north"], ScaleCode.LOG4)}
-        base = evaluator.run(["logits"], {**feeds, **places})[0][0]
+        base = evaluator.run(["logits"], {**feeds, INPUT: defaults[INPUT]})[0][0]
         assert off_by(base, transformers_logits(model, TOKENS[:6])) <= TOLERANCE
-        adapted = evaluator.run(["logits"], {**feeds, **adapter_tensors(adapters["north"], ScaleCode.LOG4)})[0][0]
+        adapted = evaluator.run(["logits"], {**feeds, INPUT: info_of(path).blob(adapters["north"])})[0][0]
         assert off_by(adapted, transformers_logits(model, TOKENS[:6], adapters["north"])) <= TOLERANCE
 
 
@@ -237,13 +245,11 @@ def test_an_exporter_that_drops_or_merges_nodes_is_caught(monkeypatch):
         lower(decoder, {})
 
 
-def test_equal_placeholders_are_caught():
-    """The exporter merges equal constants, and then one adapter's tensor would serve two modules."""
+def test_two_nodes_of_one_module_are_caught():
     model = tiny_model(num_hidden_layers=1)
     decoder = OnnxDecoder(model, set(random_adapter(model).modules), ScaleCode.LOG4).eval()
-    for node in decoder.nodes.values():
-        node.signs.zero_()
-    with pytest.raises(LordbaError, match="lost adapters"):
+    decoder.nodes["model.layers.0.mlp.up_proj"].index = 0
+    with pytest.raises(LordbaError, match=r"1 of 7 modules .*up_proj.*of 7 nodes"):
         lower(decoder, {})
 
 

@@ -9,17 +9,18 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from conftest import MAX_SEQ_LEN, random_adapter, some_tokens, tiny_model, transformers_logits
+from conftest import MAX_SEQ_LEN, random_adapter, random_module, some_tokens, tiny_model, transformers_logits
 
 from lordba import run
 from lordba.adapter import Adapter
 from lordba.backends.onnxruntime import native_calls
+from lordba.blob import make_blob
 from lordba.bundle import Bundle, read_bundle
 from lordba.errors import LordbaError
 from lordba.export.bundle import ExportOptions, export_onnx
 from lordba.export.onnx.ort_format import NATIVE_NAME, PORTABLE_NAME
 from lordba.export.onnx.target import OnnxTarget
-from lordba.onnx_adapter import OnnxAdapter, adapter_tensors, model_version, write_onnx_adapter
+from lordba.onnx_adapter import INPUT, OnnxAdapter, ProgramInfo, write_onnx_adapter
 from lordba.onnx_runner import OnnxRunner
 from lordba.scales import ScaleCode
 from lordba.session import Session
@@ -177,54 +178,87 @@ class TestManifest:
 class TestAWrongAdapter:
     """ONNX Runtime itself takes these, or fails in the middle of a run."""
 
+    @pytest.fixture(scope="class")
+    def info(self, exported) -> ProgramInfo:
+        return OnnxRunner(exported(), threads=1).info
+
     @pytest.fixture
-    def check(self, bundle, tmp_path) -> Callable[..., None]:
+    def check(self, bundle, info, tmp_path) -> Callable[..., None]:
         runner = OnnxRunner(bundle, threads=1)
 
-        def check(tensors: dict[str, np.ndarray], fingerprint: str | None = None) -> None:
+        def check(tensors: dict[str, np.ndarray], version: int | None = None) -> None:
             path = tmp_path / "wrong.onnx_adapter"
-            write_onnx_adapter(path, tensors, fingerprint or bundle.manifest.base["fingerprint"])
+            write_onnx_adapter(path, tensors, info.model_version if version is None else version)
             runner.use(runner.load_file(path))
 
         return check
 
-    @pytest.fixture
-    def tensors(self, adapters) -> dict[str, np.ndarray]:
-        return adapter_tensors(adapters["north"], ScaleCode.LOG4)
+    def test_the_right_one_is_taken(self, check, info, adapters):
+        check({INPUT: info.blob(adapters["north"])})
 
-    def test_the_right_one_is_taken(self, check, tensors):
-        check(tensors)
+    def test_one_with_fewer_modules_is_taken(self, bundle, tiny_base, info, adapters, tmp_path):
+        modules = {path: module for path, module in adapters["north"].modules.items() if "q_proj" in path}
+        partial = dataclasses.replace(adapters["north"], modules=modules)
+        info.write(partial, tmp_path / "partial.onnx_adapter")
+        for native in (True, False):
+            runner = OnnxRunner(bundle, native=native, threads=1)
+            session = Session(bundle, None, runner)
+            runner.use(runner.load_file(tmp_path / "partial.onnx_adapter"))
+            found = logits(session)
+            assert off_by(found, expected(tiny_base, partial)) <= 1e-4
+            assert off_by(found, expected(tiny_base, adapters["north"])) > 1e-2
 
-    def test_one_with_fewer_modules_is_taken(self, check, tensors):
-        check({name: tensor for name, tensor in tensors.items() if "q_proj" in name})
+    def test_another_base(self, check, info, adapters):
+        other = dataclasses.replace(info, fingerprint="sha256:" + "12" * 32)
+        with pytest.raises(LordbaError, match=r"wrong\.onnx_adapter: was made for another base or for other modules"):
+            check({INPUT: info.blob(adapters["north"])}, other.model_version)
 
-    def test_another_base(self, check, tensors):
-        with pytest.raises(LordbaError, match=r"wrong\.onnx_adapter: was made for another base"):
-            check(tensors, "sha256:" + "12" * 32)
+    def test_modules_in_another_order(self, check, info, adapters):
+        """Of equal sizes, which nothing but the model version tells."""
+        paths = list(info.modules)
+        i, j = (paths.index(f"model.layers.{layer}.mlp.up_proj") for layer in (0, 1))
+        paths[i], paths[j] = paths[j], paths[i]
+        other = dataclasses.replace(info, modules={path: info.modules[path] for path in paths})
+        assert list(other.modules.values()) == list(info.modules.values())
+        with pytest.raises(LordbaError, match="for other modules"):
+            check({INPUT: other.blob(adapters["north"])}, other.model_version)
 
-    def test_a_newer_version(self, bundle, tensors, tmp_path, monkeypatch):
-        monkeypatch.setattr("lordba.onnx_adapter.ADAPTER_VERSION", 2)
-        write_onnx_adapter(tmp_path / "new.onnx_adapter", tensors, bundle.manifest.base["fingerprint"])
+    def test_a_newer_version(self, bundle, info, adapters, tmp_path, monkeypatch):
+        monkeypatch.setattr("lordba.onnx_adapter.ADAPTER_VERSION", 3)
+        info.write(adapters["north"], tmp_path / "new.onnx_adapter")
         monkeypatch.undo()
-        with pytest.raises(LordbaError, match=r"new\.onnx_adapter: adapter version 2 is not known"):
+        with pytest.raises(LordbaError, match=r"new\.onnx_adapter: adapter version 3 is not known"):
             OnnxRunner(bundle, threads=1).load_file(tmp_path / "new.onnx_adapter")
 
     @pytest.mark.parametrize(
-        "name, tensor, said",
+        "tensors, said",
         [
-            ("model.layers.7.mlp.up_proj.signs", np.zeros(8, np.uint8), "which the program lacks"),
-            ("model.layers.0.mlp.up_proj.signs", np.zeros(161, np.uint8), r"signs .* \[161\], .* \[160\] for rank 8"),
-            ("model.layers.0.mlp.up_proj.signs", np.zeros((160, 1), np.uint8), r"signs .* \[160, 1\]"),
-            ("model.layers.0.mlp.up_proj.scales", np.zeros(96, np.float32), r"scales is tensor\(float\)"),
-            ("model.layers.0.mlp.up_proj.scales", np.zeros(98, np.uint8), r"signs .* for rank 12"),
-            ("model.layers.0.mlp.up_proj.scales", np.zeros(9, np.uint8), r"signs .* for rank -"),
-            ("model.layers.0.mlp.up_proj.scales", None, "lacks model.layers.0.mlp.up_proj.scales"),
+            ({"model.layers.0.mlp.up_proj.signs": np.zeros(8, np.uint8)}, "must hold the tensor 'adapter' alone"),
+            ({}, "must hold the tensor 'adapter' alone"),
+            ({INPUT: np.zeros((160, 1), np.uint8)}, r"found tensor\(uint8\) \[160, 1\]"),
+            ({INPUT: np.zeros(160, np.float32)}, r"found tensor\(float\) \[160\]"),
+            ({INPUT: np.zeros(160, np.uint8)}, "not an adapter blob"),
+            ({INPUT: np.zeros(3, np.uint8)}, "shorter than its header"),
         ],
     )
-    def test_names_shapes_and_types(self, check, tensors, name, tensor, said):
-        changed = {**tensors, name: tensor} if tensor is not None else {k: v for k, v in tensors.items() if k != name}
+    def test_names_shapes_and_types(self, check, tensors, said):
         with pytest.raises(LordbaError, match=said):
-            check(changed)
+            check(tensors)
+
+    def test_records(self, check, info, adapters):
+        """Rank 0, other sizes, another scale code, fewer modules: each with the right model version."""
+        path = "model.layers.0.mlp.up_proj"
+        right = [adapters["north"].modules[name] for name in info.modules]
+        at = list(info.modules).index(path)
+        wrong: dict[str, list] = {
+            f"{path} is of rank 0": [None],
+            f"{path} is of rank 3, 64 to 32 channels with log4": [random_module(64, 32, 3)],
+            f"{path} is of rank 8, 64 to 96 channels with fp16": [random_module(64, 96, 8, ScaleCode.FP16)],
+            "holds 13 modules, the program takes 14": [],
+        }
+        for said, module in wrong.items():
+            with pytest.raises(LordbaError, match=said):
+                check({INPUT: make_blob([*right[:at], *module, *right[at + 1 :]]).numpy()})
 
     def test_not_an_adapter_file(self, bundle, tmp_path):
         (tmp_path / "no.onnx_adapter").write_bytes(b"hello")
@@ -233,11 +267,12 @@ class TestAWrongAdapter:
         with pytest.raises(LordbaError, match="no adapter file"):
             OnnxRunner(bundle, threads=1).load_file(tmp_path / "missing.onnx_adapter")
 
-    def test_onnx_runtime_would_have_run_an_adapter_of_another_base(self, bundle, tensors, tmp_path):
+    def test_onnx_runtime_would_have_run_an_adapter_of_another_base(self, bundle, info, adapters, tmp_path):
         """Why we check: the control of this class."""
-        write_onnx_adapter(tmp_path / "other.onnx_adapter", tensors, "sha256:" + "0" * 64)
+        other = dataclasses.replace(info, fingerprint="sha256:" + "0" * 64)
+        other.write(adapters["north"], tmp_path / "other.onnx_adapter")
         adapter = OnnxAdapter(tmp_path / "other.onnx_adapter")
-        assert adapter.model_version == model_version("sha256:" + "0" * 64)
+        assert adapter.model_version == other.model_version != info.model_version
         runner = OnnxRunner(bundle, threads=1)
         runner._run_options.add_active_adapter(adapter.lora)
         assert np.array_equal(runner.run(TOKENS, 0), open_session(bundle, "north").feed(TOKENS))

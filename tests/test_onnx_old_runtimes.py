@@ -16,7 +16,7 @@ from conftest import random_adapter, some_tokens, tiny_model, transformers_logit
 from lordba.backends.onnxruntime import library
 from lordba.export.onnx.decoder import OnnxDecoder
 from lordba.export.onnx.lowering import lower, save
-from lordba.onnx_adapter import adapter_tensors
+from lordba.onnx_adapter import INPUT, ProgramInfo
 from lordba.scales import ScaleCode
 
 FOLDER = os.environ.get("LORDBA_OLD_ONNXRUNTIMES")
@@ -56,7 +56,8 @@ def adapter(model):
 @pytest.fixture(scope="module")
 def program(model, adapter, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("program")
-    save(lower(OnnxDecoder(model, set(adapter.modules), ScaleCode.LOG4).eval(), {}), folder / "model.onnx")
+    decoder = OnnxDecoder(model, set(adapter.modules), ScaleCode.LOG4).eval()
+    save(lower(decoder, {}), folder / "model.onnx")
     length = len(TOKENS)
     kinds = [f"{layer}.{kind}" for layer in range(2) for kind in ("key", "value")]
     feeds = {
@@ -64,7 +65,7 @@ def program(model, adapter, tmp_path_factory) -> Path:
         "attention_mask": np.ones((1, length), np.int64),
         "position_ids": np.arange(length)[None],
         **{f"past_key_values.{kind}": np.zeros((1, 2, 0, 16), np.float32) for kind in kinds},
-        **adapter_tensors(adapter, ScaleCode.LOG4),
+        INPUT: ProgramInfo("", ScaleCode.LOG4, decoder.sizes).blob(adapter),
     }
     np.savez(folder / "feeds.npz", **feeds)
     return folder / "model.onnx"

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from lordba.adapter import SignModule
 from lordba.backends.onnxruntime import library, native_calls
+from lordba.blob import HEADER, RECORD, make_blob, read_record
 from lordba.export.onnx.op import DOMAIN, NAME, VERSION, register_schema
 from lordba.export.onnx.probe import node_model
-from lordba.onnx_adapter import module_tensors
+from lordba.onnx_adapter import INPUT, no_adapter
 from lordba.scales import ScaleCode, encode_scales
 
 CODES = list(ScaleCode)
@@ -41,7 +42,12 @@ def inputs(module: SignModule, tokens: int, dtype: torch.dtype = torch.float32, 
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(1, tokens, module.d_in, generator=generator).to(dtype)
     base = torch.randn(1, tokens, module.d_out, generator=generator).to(dtype)
-    return {"x": x.numpy(), "base": base.numpy(), **module_tensors(module, module.s_in.code)}
+    return {"x": x.numpy(), "base": base.numpy(), **given(module)}
+
+
+def given(*modules: SignModule | None) -> dict[str, np.ndarray]:
+    """The adapter of these modules, of which `node_model`'s node reads the first."""
+    return {INPUT: make_blob(modules).numpy()}
 
 
 def expected(module: SignModule, feeds: dict[str, np.ndarray]) -> Tensor:
@@ -55,10 +61,11 @@ def error(module: SignModule, feeds: dict[str, np.ndarray], found: np.ndarray) -
     return ((torch.from_numpy(found).double() - reference).abs().max() / reference.abs().max()).item()
 
 
-def flipped(feeds: dict[str, np.ndarray], byte: int) -> dict[str, np.ndarray]:
-    signs = feeds["signs"].copy()
-    signs[byte] ^= 1
-    return {**feeds, "signs": signs}
+def flipped(feeds: dict[str, np.ndarray], matrix: str) -> dict[str, np.ndarray]:
+    """With another first sign in A or B."""
+    adapter = feeds[INPUT].copy()
+    adapter[read_record(torch.from_numpy(adapter), 0).offsets["AB".index(matrix)]] ^= 1
+    return {**feeds, INPUT: adapter}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -76,8 +83,8 @@ def test_equals_float64_and_sees_one_flipped_sign(native, code, dtype):
         assert native_calls() - before == native
         off = error(module, feeds, y)
         assert y.dtype == feeds["x"].dtype and off <= TOLERANCE[dtype]
-        for byte in (0, -1):  # in A and in B
-            assert error(module, feeds, running.run(None, flipped(feeds, byte))[0]) > max(4 * off, 1e-4)
+        for matrix in "AB":
+            assert error(module, feeds, running.run(None, flipped(feeds, matrix))[0]) > max(4 * off, 1e-4)
 
 
 @pytest.mark.parametrize("code", CODES)
@@ -91,16 +98,16 @@ def test_the_body_in_onnxs_own_evaluator(code):
         module = random_module(d_in, d_out, r, code)
         feeds = inputs(module, tokens)
         assert error(module, feeds, evaluator.run(None, feeds)[0]) <= TOLERANCE[torch.float32]
-        assert error(module, feeds, evaluator.run(None, flipped(feeds, 0))[0]) > 1e-4
+        assert error(module, feeds, evaluator.run(None, flipped(feeds, "A"))[0]) > 1e-4
 
 
 def test_the_schema_is_registered():
     register_schema()
     register_schema()
     schema = onnx.defs.get_schema(NAME, VERSION, DOMAIN)
-    assert [parameter.name for parameter in schema.inputs][:3] == ["x", "base", "signs"]
+    assert [parameter.name for parameter in schema.inputs] == ["x", "base", "adapter"]
     broken = node_model(ScaleCode.LOG4)
-    del broken.graph.node[0].input[3:]
+    del broken.graph.node[0].input[2:]
     with pytest.raises(onnx.checker.ValidationError):
         onnx.checker.check_model(broken)
 
@@ -119,9 +126,20 @@ def test_zero_scales_are_no_adapter():
     nothing = encode_scales(torch.zeros(40), ScaleCode.LOG4)
     feeds = inputs(module, 3)
     feeds |= {"x": np.full_like(feeds["x"], np.inf)}
-    feeds |= {"scales": module_tensors(dataclasses.replace(module, s_out=nothing), ScaleCode.LOG4)["scales"]}
-    (y,) = session(node_model(ScaleCode.LOG4), native=True).run(None, feeds)
-    assert np.array_equal(y, feeds["base"])
+    for none in (dataclasses.replace(module, s_out=nothing), no_adapter(48, 40, ScaleCode.LOG4), None):
+        (y,) = session(node_model(ScaleCode.LOG4), native=True).run(None, feeds | given(none))
+        assert np.array_equal(y, feeds["base"])
+
+
+def test_a_node_reads_the_module_that_its_attribute_names():
+    model = node_model(ScaleCode.LOG4)
+    modules = [random_module(48, 40, r, seed=r) for r in (8, 3, 16)]
+    for native in (True, False):
+        for index, module in enumerate(modules):
+            model.graph.node[0].attribute[0].i = index
+            feeds = inputs(module, 3) | given(*modules)
+            (y,) = session(model, native).run(None, feeds)
+            assert [error(other, feeds, y) <= 1e-6 for other in modules] == [other is module for other in modules]
 
 
 @pytest.mark.parametrize("read_again", [False, True])
@@ -150,7 +168,7 @@ def test_every_code_means_the_same_as_in_python(code):
     one = encode_scales(torch.ones(1), code)
     signs = torch.zeros(1, count // 8, dtype=torch.uint8), torch.zeros(1, 1, dtype=torch.uint8)
     module = SignModule(*signs, s_in, one, one)
-    feeds = module_tensors(module, code) | {
+    feeds = given(module) | {
         "x": np.eye(count, dtype=np.float32)[None],
         "base": np.zeros((1, count, 1), np.float32),
     }
@@ -168,16 +186,12 @@ def test_no_tokens():
 @pytest.mark.parametrize(
     "change, said",
     [
-        ({"x": (1, 3, 40)}, "signs must hold"),
-        ({"base": (1, 2, 40)}, "scales must hold|signs must hold"),
+        ({"x": (1, 3, 40)}, "module 0 of the adapter maps 48 to 40 channels, the node 40 to 40"),
+        ({"base": (1, 2, 40)}, "maps 48 to 40 channels, the node 72 to 40"),
         ({"base": (1, 5, 40)}, "agree in all dimensions"),
-        ({"base": (1, 3, 41)}, "signs must hold"),
-        ({"signs": (87,)}, "signs must hold"),
-        ({"signs": (0,)}, "signs must hold"),
-        ({"scales": (59,)}, "signs must hold"),
-        ({"scales": (61,)}, "signs must hold"),
-        ({"scales": (56,)}, "scales must hold"),
-        ({"scales": (0,)}, "scales must hold"),
+        ({"base": (1, 3, 41)}, "the node 48 to 41"),
+        ({"adapter": (96,)}, "not an adapter blob"),
+        ({"adapter": (0,)}, "not an adapter blob"),
         ({"x": (1, 3, 48, 1)}, "Invalid rank|same number"),
     ],
 )
@@ -188,22 +202,24 @@ def test_shapes_that_do_not_fit_are_refused(change, said):
         session(node_model(ScaleCode.LOG4), native=True).run(None, feeds)
 
 
-@pytest.mark.parametrize("lo, hi", [(0.0, 1.0), (2.0, 1.0), (-1.0, 1.0), (0.5, np.inf), (np.nan, 1.0)])
-def test_ranges_that_cannot_be_are_refused(lo, hi):
+def test_a_damaged_adapter_is_refused():
     feeds = inputs(random_module(48, 40, 8), 3)
-    scales = feeds["scales"].copy()
-    scales[8:12] = np.array([lo, hi], np.float16).view(np.uint8)
-    with pytest.raises(Exception, match="must be 0 < lo <= hi"):
-        session(node_model(ScaleCode.LOG4), native=True).run(None, {**feeds, "scales": scales})
-
-
-def test_a_code_that_is_unknown_or_of_another_type_is_refused():
-    for code, said in (("log5", "scale_code must be"), ("fp16", "does not fit scale_code")):
-        model = node_model(ScaleCode.LOG4)
-        del model.functions[:]
-        model.graph.node[0].attribute[0].s = code.encode()
+    running = session(node_model(ScaleCode.LOG4), native=True)
+    for kept, said in ((-1, "truncated"), (HEADER.size + RECORD.size - 1, "truncated"), (8, "not an adapter blob")):
         with pytest.raises(Exception, match=said):
-            session(model, native=True)
+            running.run(None, feeds | {INPUT: feeds[INPUT][:kept]})
+    beyond = node_model(ScaleCode.LOG4)
+    beyond.graph.node[0].attribute[0].i = 1
+    with pytest.raises(Exception, match="fewer modules than the program"):
+        session(beyond, native=True).run(None, feeds)
+
+
+def test_a_module_number_that_cannot_be_is_refused():
+    model = node_model(ScaleCode.LOG4)
+    del model.functions[:]
+    model.graph.node[0].attribute[0].i = -1
+    with pytest.raises(Exception, match="must not be negative"):
+        session(model, native=True)
 
 
 def test_threads_and_cuts_change_no_bit():

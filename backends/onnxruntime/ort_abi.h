@@ -46,7 +46,7 @@ enum {
   ORT_SYMBOLIC_DIMENSIONS = 63,
   ORT_ELEMENT_COUNT = 64,
   ORT_TENSOR_SHAPE = 65,
-  ORT_ATTRIBUTE_STRING = 87,
+  ORT_ATTRIBUTE_INTEGER = 86,
   ORT_INPUT = 90,
   ORT_OUTPUT = 91,
   ORT_RELEASE_SHAPE = 99,
@@ -78,7 +78,7 @@ typedef OrtStatus*(ORT_CALL* OrtElementCount)(const OrtShape*, size_t*);
 typedef OrtStatus*(ORT_CALL* OrtTensorBytes)(const OrtValue*, size_t*);
 typedef OrtStatus*(ORT_CALL* OrtTensorShape)(const OrtValue*, OrtShape**);
 typedef void(ORT_CALL* OrtReleaseShape)(OrtShape*);
-typedef OrtStatus*(ORT_CALL* OrtAttributeString)(const OrtKernelInfo*, const char* name, char*, size_t*);
+typedef OrtStatus*(ORT_CALL* OrtAttributeInteger)(const OrtKernelInfo*, const char* name, int64_t*);
 typedef OrtStatus*(ORT_CALL* OrtInput)(const OrtKernelContext*, size_t, const OrtValue**);
 typedef OrtStatus*(ORT_CALL* OrtOutput)(OrtKernelContext*, size_t, const int64_t*, size_t, OrtValue**);
 typedef OrtStatus*(ORT_CALL* OrtInferenceInput)(const OrtShapeContext*, size_t, OrtShape**);

@@ -11,23 +11,22 @@
 #define EXPORTED __attribute__((visibility("default")))
 #endif
 
-enum { DTYPES = 3, SCALE_TYPES = 3, MOST_RUNTIMES = 8 };
+enum { DTYPES = 3, MOST_RUNTIMES = 8 };
 
 /* A process may hold several copies of ONNX Runtime; each gets a domain and operators of its own, once. */
 typedef struct {
   const OrtApiBase* base;
   OrtDomain* domain;
-  SignAdapterOp ops[DTYPES * SCALE_TYPES];
+  SignAdapterOp ops[DTYPES];
 } Registration;
 
 static Registration registrations[MOST_RUNTIMES];
 static atomic_flag locked = ATOMIC_FLAG_INIT;
 
 static OrtStatus* fill(Registration* registration, const OrtApi* api, int minor) {
-  static const OrtElementType scales[SCALE_TYPES] = {ORT_UINT8, ORT_FLOAT, ORT_FLOAT16};
   OrtStatus* status = ORT_CALLABLE(api, OrtCreateDomain, ORT_CREATE_DOMAIN)("ai.lordba", &registration->domain);
-  for (size_t i = 0; !status && i < DTYPES * SCALE_TYPES; ++i) {
-    registration->ops[i] = lordba_onnxruntime_op(api, minor, (lordba_dtype)(i / SCALE_TYPES), scales[i % SCALE_TYPES]);
+  for (size_t i = 0; !status && i < DTYPES; ++i) {
+    registration->ops[i] = lordba_onnxruntime_op(api, minor, (lordba_dtype)i);
     status = ORT_CALLABLE(api, OrtDomainAdd, ORT_DOMAIN_ADD)(registration->domain, &registration->ops[i].op);
   }
   return status;

@@ -1,26 +1,26 @@
 /*
  * ai.lordba::SignAdapter for ONNX Runtime: y = base + s_out * (B (s_mid * (A (s_in * x)))), over backends/kernels.
  *
- * Inputs: x [..., d_in], base [..., d_out], signs [n]: A [r, ceil(d_in/8)] and B [d_out, ceil(r/8)]; scales [n]: s_in,
- * s_mid and s_out as stored, and before codes (int8, log4) their ranges, lo and hi of each vector in fp16. The rank
- * follows from the length of the scales; log4 tells even ranks only. Sizes are checked at every call, for an adapter is
- * another input each time. A call keeps no state, so that one session may run on several threads.
+ * Inputs: x [..., d_in], base [..., d_out], adapter [n], a blob (docs/format.md) of which a node reads the module that its
+ * attribute names. The blob is checked at every call, for it is another input each time. A call keeps no state, so that
+ * one session may run on several threads.
  */
 #include "sign_adapter.h"
 
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { X, BASE, SIGNS, SCALES, INPUTS };
-enum { MOST_DIMENSIONS = 8, STACK_BYTES = 16384, LOG4_CODES = 16, RANGE_BYTES = 12, MOST_THREADS = 64 };
+enum { X, BASE, ADAPTER, INPUTS };
+enum { MOST_DIMENSIONS = 8, STACK_BYTES = 16384, MOST_THREADS = 64, MESSAGE_BYTES = 192 };
 
 typedef struct {
   const OrtApi* api;
   lordba_dtype dtype;
-  lordba_scale_code code;
   bool tells_sizes;
+  uint64_t module;
 } Kernel;
 
 typedef struct {
@@ -85,37 +85,25 @@ static OrtStatus* look_at(const Kernel* kernel, const OrtKernelContext* context,
   return ORT_CALLABLE(api, OrtTensorData, ORT_TENSOR_DATA)((OrtValue*)value, &tensor->data);
 }
 
-static bool is_coded(lordba_scale_code code) { return code == LORDBA_INT8 || code == LORDBA_LOG4; }
-
-/* Bytes of n scales as stored. */
-static size_t stored_bytes(lordba_scale_code code, size_t n) {
-  if (code == LORDBA_LOG4) return (n + 1) / 2;
-  return n * (code == LORDBA_FP32 ? 4 : code == LORDBA_FP16 ? 2 : 1);
-}
-
-static size_t element_bytes(lordba_scale_code code) { return code == LORDBA_FP32 ? 4 : code == LORDBA_FP16 ? 2 : 1; }
-
-/* The rank that so many elements of scales tell, 0 if none. */
-static size_t rank_of(lordba_scale_code code, size_t elements, size_t d_in, size_t d_out) {
-  const size_t others = (is_coded(code) ? RANGE_BYTES : 0) + stored_bytes(code, d_in) + stored_bytes(code, d_out);
-  const size_t bytes = elements * element_bytes(code);
-  if (bytes <= others) return 0;
-  return code == LORDBA_LOG4 ? 2 * (bytes - others) : (bytes - others) / element_bytes(code);
-}
-
-/* Why the inputs do not belong together, or NULL; fills in the module's sizes. */
-static const char* mismatch(const Tensor* in, lordba_scale_code code, size_t tokens, lordba_module* module) {
+/* Finds the node's module in the adapter; sizes that do not belong together are refused. */
+static OrtStatus* find_module(const Kernel* kernel, const Tensor* in, size_t tokens, lordba_module* module) {
   const size_t d_in = in[X].elements / tokens, d_out = in[BASE].elements / tokens;
-  if (d_in * tokens != in[X].elements) return "SignAdapter: x and base must agree in all dimensions but the last";
-  if (d_in > UINT32_MAX || d_out > UINT32_MAX) return "SignAdapter: more than 2^32 channels";
-  const size_t r = rank_of(code, in[SCALES].elements, d_in, d_out);
-  if (r < 1 || r > UINT32_MAX) {
-    return "SignAdapter: scales must hold d_in, r and d_out scales in the node's scale code, and the ranges of codes";
+  if (d_in * tokens != in[X].elements) {
+    return invalid(kernel->api, "SignAdapter: x and base must agree in all dimensions but the last");
   }
-  if (in[SIGNS].elements != r * ((d_in + 7) / 8) + d_out * ((r + 7) / 8)) {
-    return "SignAdapter: signs must hold r rows of ceil(d_in/8) bytes and d_out rows of ceil(r/8)";
+  char message[MESSAGE_BYTES];
+  const lordba_status fault = lordba_blob_module(in[ADAPTER].data, in[ADAPTER].elements, kernel->module, module);
+  if (fault != LORDBA_OK) {
+    snprintf(message, sizeof message, "SignAdapter: adapter: %s", lordba_status_text(fault));
+    return invalid(kernel->api, message);
   }
-  *module = (lordba_module){.r = (uint32_t)r, .d_in = (uint32_t)d_in, .d_out = (uint32_t)d_out};
+  if (module->r != 0 && (module->d_in != d_in || module->d_out != d_out)) {
+    snprintf(message, sizeof message,
+             "SignAdapter: module %llu of the adapter maps %u to %u channels, the node %zu to %zu; this adapter belongs "
+             "to another program",
+             (unsigned long long)kernel->module, module->d_in, module->d_out, d_in, d_out);
+    return invalid(kernel->api, message);
+  }
   return NULL;
 }
 
@@ -166,16 +154,6 @@ static OrtStatus* run(const OrtApi* api, const OrtKernelContext* context, const 
   return status;
 }
 
-/* Points the module into its inputs, up to what its codes mean. */
-static void point(lordba_module* module, const Tensor* in, lordba_scale_code code) {
-  module->a_signs = in[SIGNS].data;
-  module->b_signs = module->a_signs + (size_t)module->r * ((module->d_in + 7) / 8);
-  const uint8_t* stored = (const uint8_t*)in[SCALES].data + (is_coded(code) ? RANGE_BYTES : 0);
-  module->s_in = (lordba_scales){code, NULL, stored};
-  module->s_mid = (lordba_scales){code, NULL, stored += stored_bytes(code, module->d_in)};
-  module->s_out = (lordba_scales){code, NULL, stored + stored_bytes(code, module->r)};
-}
-
 static OrtStatus* ORT_CALL compute(void* state, OrtKernelContext* context) {
   const Kernel* kernel = state;
   const OrtApi* api = kernel->api;
@@ -185,8 +163,7 @@ static OrtStatus* ORT_CALL compute(void* state, OrtKernelContext* context) {
   Shape shape;
   OrtStatus* status = look_at(kernel, context, X, float_bytes, &in[X], NULL);
   if (!status) status = look_at(kernel, context, BASE, float_bytes, &in[BASE], &shape);
-  if (!status) status = look_at(kernel, context, SIGNS, 1, &in[SIGNS], NULL);
-  if (!status) status = look_at(kernel, context, SCALES, element_bytes(kernel->code), &in[SCALES], NULL);
+  if (!status) status = look_at(kernel, context, ADAPTER, 1, &in[ADAPTER], NULL);
   if (status) return status;
 
   OrtValue* output = NULL;
@@ -199,21 +176,11 @@ static OrtStatus* ORT_CALL compute(void* state, OrtKernelContext* context) {
   size_t tokens = 1;
   for (size_t i = 0; i + 1 < shape.rank; ++i) tokens *= (size_t)shape.dims[i];
   lordba_module module;
-  const char* fault = mismatch(in, kernel->code, tokens, &module);
-  if (fault) return invalid(api, fault);
-  point(&module, in, kernel->code);
-  if (lordba_is_zero(&module)) {
+  status = find_module(kernel, in, tokens, &module);
+  if (status) return status;
+  if (module.r == 0 || lordba_is_zero(&module)) {
     if (y != in[BASE].data) memcpy(y, in[BASE].data, in[BASE].elements * float_bytes);
     return NULL;
-  }
-
-  float meaning[3][LOG4_CODES];
-  lordba_scales* const scales[3] = {&module.s_in, &module.s_mid, &module.s_out};
-  for (int i = 0; is_coded(kernel->code) && i < 3; ++i) {
-    if (!lordba_scale_meaning(kernel->code, (const uint8_t*)in[SCALES].data + RANGE_BYTES / 3 * i, meaning[i])) {
-      return invalid(api, "SignAdapter: the ranges in scales must be 0 < lo <= hi and finite");
-    }
-    scales[i]->meaning = (const uint8_t*)meaning[i];
   }
   const lordba_call call = {
       .modules = &module,
@@ -233,22 +200,15 @@ static OrtStatus* ORT_CALL compute(void* state, OrtKernelContext* context) {
 static OrtStatus* ORT_CALL create_kernel(const OrtCustomOp* op, const OrtApi* api, const OrtKernelInfo* info,
                                          void** state) {
   const SignAdapterOp* self = (const SignAdapterOp*)op;
-  char name[8] = "";
-  size_t size = sizeof name;
-  OrtStatus* status = ORT_CALLABLE(api, OrtAttributeString, ORT_ATTRIBUTE_STRING)(info, "scale_code", name, &size);
+  int64_t module = 0;
+  OrtStatus* status = ORT_CALLABLE(api, OrtAttributeInteger, ORT_ATTRIBUTE_INTEGER)(info, "module", &module);
   if (status) return status;
-  static const char* const names[] = {"fp32", "fp16", "int8", "log4"};
-  static const OrtElementType types[] = {ORT_FLOAT, ORT_FLOAT16, ORT_UINT8, ORT_UINT8};
-  for (int code = 0; code < 4; ++code) {
-    if (strcmp(name, names[code]) != 0) continue;
-    if (types[code] != self->scales) return invalid(api, "SignAdapter: the scales' type does not fit scale_code");
-    Kernel* kernel = malloc(sizeof *kernel);
-    if (kernel == NULL) return failure(api, ORT_FAIL, "SignAdapter: out of memory");
-    *kernel = (Kernel){api, self->dtype, (lordba_scale_code)code, self->tells_sizes};
-    *state = kernel;
-    return NULL;
-  }
-  return invalid(api, "SignAdapter: scale_code must be fp32, fp16, int8 or log4");
+  if (module < 0) return invalid(api, "SignAdapter: module must not be negative");
+  Kernel* kernel = malloc(sizeof *kernel);
+  if (kernel == NULL) return failure(api, ORT_FAIL, "SignAdapter: out of memory");
+  *kernel = (Kernel){api, self->dtype, self->tells_sizes, (uint64_t)module};
+  *state = kernel;
+  return NULL;
 }
 
 static void ORT_CALL destroy_kernel(void* kernel) { free(kernel); }
@@ -278,6 +238,7 @@ static size_t ORT_CALL input_count(const OrtCustomOp* op) { return (void)op, INP
 static size_t ORT_CALL output_count(const OrtCustomOp* op) { return (void)op, 1; }
 static int ORT_CALL zero(const OrtCustomOp* op) { return (void)op, 0; }
 static int ORT_CALL one(const OrtCustomOp* op) { return (void)op, 1; }
+static int ORT_CALL version(const OrtCustomOp* op) { return (void)op, 2; }
 static int ORT_CALL input_memory(const OrtCustomOp* op, size_t i) { return (void)op, (void)i, 0; }
 
 static OrtElementType float_type(const OrtCustomOp* op) {
@@ -287,9 +248,7 @@ static OrtElementType float_type(const OrtCustomOp* op) {
 }
 
 static OrtElementType ORT_CALL input_type(const OrtCustomOp* op, size_t i) {
-  if (i == X || i == BASE) return float_type(op);
-  if (i == SIGNS) return ORT_UINT8;
-  return ((const SignAdapterOp*)op)->scales;
+  return i == ADAPTER ? ORT_UINT8 : float_type(op);
 }
 
 static OrtElementType ORT_CALL output_type(const OrtCustomOp* op, size_t i) { return (void)i, float_type(op); }
@@ -305,7 +264,7 @@ static void ORT_CALL release_may_inplace(int* inputs, int* outputs) { (void)inpu
 
 static OrtCharacteristic ORT_CALL required(const OrtCustomOp* op, size_t i) { return (void)op, (void)i, ORT_REQUIRED; }
 
-SignAdapterOp lordba_onnxruntime_op(const OrtApi* api, int minor, lordba_dtype dtype, OrtElementType scales) {
+SignAdapterOp lordba_onnxruntime_op(const OrtApi* api, int minor, lordba_dtype dtype) {
   return (SignAdapterOp){
       .op = {.version = minor >= ORT_INPLACE_SINCE ? ORT_INPLACE_SINCE : ORT_API_VERSION,
              .name = name,
@@ -325,13 +284,12 @@ SignAdapterOp lordba_onnxruntime_op(const OrtApi* api, int minor, lordba_dtype d
              .create_kernel = create_kernel,
              .compute = compute,
              .infer = infer,
-             .start_version = one,
-             .end_version = one,
+             .start_version = version,
+             .end_version = version,
              .may_inplace = may_inplace,
              .release_may_inplace = release_may_inplace},
       .api = api,
       .tells_sizes = minor >= ORT_TENSOR_BYTES_SINCE,
       .dtype = dtype,
-      .scales = scales,
   };
 }

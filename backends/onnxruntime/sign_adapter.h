@@ -7,17 +7,16 @@
 #include "lordba_kernels.h"
 #include "ort_abi.h"
 
-/* The operator for one type of x and one type of stored scales; ONNX Runtime picks by a node's types. */
+/* The operator for one type of x; ONNX Runtime picks by a node's types. */
 typedef struct {
   OrtCustomOp op; /* first: ONNX Runtime hands back its address */
   const OrtApi* api;
   bool tells_sizes; /* the runtime has ORT_TENSOR_BYTES */
   lordba_dtype dtype;
-  OrtElementType scales;
 } SignAdapterOp;
 
 /* `minor` is the y of the runtime's version 1.y. */
-SignAdapterOp lordba_onnxruntime_op(const OrtApi* api, int minor, lordba_dtype dtype, OrtElementType scales);
+SignAdapterOp lordba_onnxruntime_op(const OrtApi* api, int minor, lordba_dtype dtype);
 
 /* The kernels for this CPU, or those that the environment variable LORDBA_ISA names; NULL if there are none such. */
 const lordba_kernels* lordba_onnxruntime_kernels(void);

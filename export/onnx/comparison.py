@@ -9,7 +9,7 @@ import torch
 
 from lordba.adapter import Adapter
 from lordba.models import BaseModel
-from lordba.onnx_adapter import SUFFIX, ProgramInfo, write_onnx_adapter
+from lordba.onnx_adapter import INPUT, SUFFIX, ProgramInfo, write_onnx_adapter
 
 from ..comparison import DTYPES
 from ..target import ExportOptions, Program, Way
@@ -31,7 +31,8 @@ class OnnxComparison(OnnxTarget):
     def lower(self, fingerprint: str, eos_ids: list[int]) -> None:
         super().lower(fingerprint, eos_ids)
         replace_nodes(self.model, None if self.form == "none" else DTYPES[self.form], self.adapter)
-        self.model.metadata_props.update(ProgramInfo(fingerprint, self.scale_code, {}).metadata())
+        self.info = ProgramInfo(fingerprint, self.scale_code, {})
+        self.model.metadata_props.update(self.info.metadata())
 
     def write(self, folder: Path) -> Program:
         save(self.model, folder / PROGRAM_NAME)
@@ -39,7 +40,7 @@ class OnnxComparison(OnnxTarget):
         if self.form != "none":
             file = f"adapters/{self.adapter_name}{SUFFIX}"
             (folder / "adapters").mkdir()
-            write_onnx_adapter(folder / file, dict(factors(self.adapter, DTYPES[self.form])), self.fingerprint)
+            write_onnx_adapter(folder / file, dict(factors(self.adapter, DTYPES[self.form])), self.info.model_version)
         figure = f"{len(self.adapter.modules)} modules as two MatMuls each" if file else "no adapter nodes"
         return Program(PROGRAM_NAME, requires(self.model), self.form, [], {}, file, figure)
 
@@ -55,7 +56,7 @@ def replace_nodes(model: ir.Model, dtype: torch.dtype | None, adapter: Adapter) 
     """
     graph = model.graph
     for node in [node for node in graph if (node.domain, node.op_type) == (DOMAIN, NAME)]:
-        x, base, *places = node.inputs
+        x, base, _ = node.inputs
         assert x is not None and base is not None and node.name is not None
         result = base
         if dtype is not None and node.name in adapter.modules:
@@ -73,10 +74,7 @@ def replace_nodes(model: ir.Model, dtype: torch.dtype | None, adapter: Adapter) 
             result = new[-1].outputs[0]
         ir.convenience.replace_all_uses_with(node.outputs[0], result)
         graph.remove(node, safe=True)
-        for place in places:
-            assert place is not None and place.name is not None
-            graph.inputs.remove(place)
-            graph.initializers.pop(place.name)
+    graph.inputs.remove(graph.initializers.pop(INPUT))
     model.functions.clear()
 
 

@@ -8,35 +8,30 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lordba.adapter import Adapter, SignModule
+from lordba.blob import make_blob
 from lordba.layers import LordbaLinear, linear_size
-from lordba.onnx_adapter import PARAMETERS, parameter_shapes
+from lordba.onnx_adapter import no_adapter
 from lordba.scales import ScaleCode
 
 from ..model import cache_shape, check_plain_attention, with_attention
 from .op import DOMAIN, NAME, VERSION
 
 ATTENTION_NAME = "lordba_growing_cache"
-TRACE_RANK = 64
-"""The rank of placeholders: enough random bytes that no two are equal, for the exporter merges equal constants."""
 
 
 class AdapterNode(nn.Module):
     """A linear layer with a place for an adapter: one `ai.lordba::SignAdapter` node in the exported model.
 
-    The buffers are placeholders that give the node its inputs; `use` sets the adapter of eager calls.
+    `index` is its record in the adapter, which all nodes of a decoder share; `use` sets the adapter of eager calls.
     """
 
-    def __init__(self, linear: nn.Module, d_in: int, d_out: int, code: ScaleCode, generator: torch.Generator) -> None:
+    def __init__(self, linear: nn.Module, index: int, adapter: "AdapterInput") -> None:
         super().__init__()
         self.linear = linear
-        self.d_in, self.d_out = d_in, d_out
-        self.code = code
+        self.index = index
         self._adapted: LordbaLinear | None = None
-
-        for name, shape in parameter_shapes(code, d_in, d_out, TRACE_RANK).items():
-            dtype = code.dtype if name == "scales" else torch.uint8
-            noise = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-            self.register_buffer(name, noise.to(dtype))
+        self._adapter: AdapterInput
+        object.__setattr__(self, "_adapter", adapter)  # not a child: it belongs to the decoder
 
     def use(self, module: SignModule | None) -> None:
         """Compute with this adapter in eager calls; None is the linear layer alone."""
@@ -47,15 +42,24 @@ class AdapterNode(nn.Module):
         if not torch.compiler.is_exporting():
             return self.linear(x) if self._adapted is None else self._adapted(x)
         base = self.linear(x)
-        tensors = [getattr(self, name) for name in PARAMETERS]
         return torch.onnx.ops.symbolic(
             f"{DOMAIN}::{NAME}",
-            (x, base, *tensors),
-            {"scale_code": self.code.value},
+            (x, base, self._adapter.blob),
+            {"module": self.index},
             dtype=x.dtype,
             shape=base.shape,
             version=VERSION,
         )
+
+
+class AdapterInput(nn.Module):
+    """What becomes the program's overridable input: the blob that stands for no adapter."""
+
+    blob: Tensor
+
+    def __init__(self, blob: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("blob", blob)
 
 
 def growing_cache_attention(
@@ -96,14 +100,13 @@ class OnnxDecoder(nn.Module):
         self.code = code
         self.model = with_attention(model, ATTENTION_NAME, growing_cache_attention)
         self.layers, self.kv_heads, self.head_dim = cache_shape(model.config)
-        self.nodes: dict[str, AdapterNode] = {}
-        generator = torch.Generator().manual_seed(0)
-        for path in sorted(adapted):
-            layer = self.model.get_submodule(path)
-            size = linear_size(layer)
-            assert size is not None  # check_fits has seen to it
-            self.nodes[path] = AdapterNode(layer, *size, code, generator)
-            self.model.set_submodule(path, self.nodes[path])
+        layers = {path: self.model.get_submodule(path) for path in sorted(adapted)}
+        self.sizes = {path: size for path, layer in layers.items() if (size := linear_size(layer))}
+        assert len(self.sizes) == len(layers)  # check_fits has seen to it
+        self.adapter = AdapterInput(make_blob([no_adapter(*size, code) for size in self.sizes.values()]))
+        self.nodes = {path: AdapterNode(layers[path], i, self.adapter) for i, path in enumerate(layers)}
+        for path, node in self.nodes.items():
+            self.model.set_submodule(path, node)
 
     def use(self, adapter: Adapter | None) -> None:
         """Compute with this adapter in eager calls; None is the base alone."""

@@ -1,16 +1,15 @@
-"""Lowering to ONNX: torch.export, the adapters' tensors as overridable initializers, the operator's body beside it."""
+"""Lowering to ONNX: torch.export, the adapter as an overridable initializer, the operator's body beside it."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 import torch
 
 from lordba.errors import LordbaError
-from lordba.onnx_adapter import PARAMETERS, RANGE_BYTES, parameter_shapes
+from lordba.onnx_adapter import INPUT
 
-from .decoder import AdapterNode, OnnxDecoder
+from .decoder import OnnxDecoder
 from .op import DOMAIN, IR_VERSION, NAME, OPSET, VERSION, function_body, register_schema
 
 DATA_SUFFIX = ".data"
@@ -56,7 +55,7 @@ def lower(decoder: OnnxDecoder, metadata: Mapping[str, str]) -> ir.Model:
     model.ir_version = IR_VERSION
     _forget_origins(model)
     _name_total(model)
-    _open_places(model, decoder)
+    _open_adapter(model, decoder)
     body = ir.serde.deserialize_function(function_body(decoder.code))
     model.functions[body.identifier()] = body
     model.metadata_props.update(metadata)
@@ -94,52 +93,24 @@ def _name_total(model: ir.Model) -> None:
         value.shape = ir.Shape([value.shape[0], value.shape[1], mask.shape[1], value.shape[3]])
 
 
-def _open_places(model: ir.Model, decoder: OnnxDecoder) -> None:
-    """Turn the placeholders of every adapter node into overridable initializers that stand for no adapter."""
-    found = {}
+def _open_adapter(model: ir.Model, decoder: OnnxDecoder) -> None:
+    """Make the adapter an initializer that a run may override, and check that every module has a node of its own."""
+    paths, found = list(decoder.nodes), []
     for node in model.graph:
-        if (node.domain, node.op_type) != (DOMAIN, NAME):
-            continue
-        values = [value for value in node.inputs[2:] if value is not None]
-        path = _module_path(values[0])
-        if [value.name for value in values] != [f"model.{path}.{name}" for name in PARAMETERS]:
-            continue  # the exporter merged it with another's
-        found[path] = values
-        node.name = path
-        node.version = VERSION
-    if set(found) != set(decoder.nodes):
-        lost = sorted(set(decoder.nodes) - set(found))
+        if (node.domain, node.op_type) == (DOMAIN, NAME):
+            node.name = paths[node.attributes["module"].as_int()]
+            node.version = VERSION
+            found.append(node.name)
+    if sorted(found) != sorted(paths):
+        lost = sorted(set(paths) - set(found))
         raise LordbaError(
-            f"the exported model lost adapters: {len(lost)} of {len(decoder.nodes)} modules have no {DOMAIN}::{NAME} "
-            f"of their own ({lost[:3]}); this is a fault of the export, please report it"
+            f"the exported model lost adapters: {len(lost)} of {len(paths)} modules have no {DOMAIN}::{NAME} "
+            f"of their own ({lost[:3]}), of {len(found)} nodes; this is a fault of the export, please report it"
         )
-    for path, values in found.items():
-        no_adapter = _no_adapter(decoder.nodes[path])
-        for name, value in zip(PARAMETERS, values, strict=True):
-            data, shape = no_adapter[name]
-            assert value.name is not None
-            model.graph.initializers.pop(value.name)
-            value.name = f"{path}.{name}"
-            value.const_value = ir.tensor(data, name=value.name)
-            value.shape = ir.Shape(shape)
-            model.graph.initializers[value.name] = value
-            model.graph.inputs.append(value)
-
-
-def _module_path(value: ir.Value) -> str:
-    """The path, in the user's model, of the module that a placeholder belongs to."""
-    assert value.name is not None
-    return value.name.removeprefix("model.").rpartition(".")[0]
-
-
-def _no_adapter(node: AdapterNode) -> dict[str, tuple[np.ndarray, list[int | None]]]:
-    """Each input's value for "no adapter", of rank 1 with scales of 0, and its shape, None where the rank shows."""
-    shapes, others = (parameter_shapes(node.code, node.d_in, node.d_out, rank) for rank in (1, 64))
-    result = {}
-    for name, shape in shapes.items():
-        data = torch.zeros(shape, dtype=node.code.dtype if name == "scales" else torch.uint8)
-        if name == "scales" and node.code.is_coded:
-            data[:RANGE_BYTES].view(torch.float16).fill_(1.0)
-        dims = [size if size == other else None for size, other in zip(shape, others[name], strict=True)]
-        result[name] = data.numpy(), dims
-    return result
+    value = model.graph.initializers.pop(f"{INPUT}.blob")
+    value.name = INPUT
+    value.shape = ir.Shape(["adapter_bytes"])
+    assert value.const_value is not None
+    value.const_value.name = INPUT
+    model.graph.initializers[INPUT] = value
+    model.graph.inputs.append(value)

@@ -8,7 +8,8 @@ from onnx import helper
 from torch import Tensor
 
 from lordba.adapter import Adapter
-from lordba.onnx_adapter import PARAMETERS, module_tensors, onnxruntime
+from lordba.blob import make_blob
+from lordba.onnx_adapter import INPUT, onnxruntime, with_code
 from lordba.scales import ScaleCode
 
 from ..target import Captured, record_inputs, worst_error
@@ -17,14 +18,11 @@ from .op import DOMAIN, IR_VERSION, NAME, OPSET, VERSION, function_body
 
 
 def node_model(code: ScaleCode, dtype: torch.dtype = torch.float32) -> onnx.ModelProto:
-    """A model of one node, y = SignAdapter(x, base, ...), all of it inputs."""
+    """A model of one node, y = SignAdapter(x, base, adapter), all of it inputs."""
     kind = helper.np_dtype_to_tensor_dtype(torch.empty(0, dtype=dtype).numpy().dtype)
-    stored = helper.np_dtype_to_tensor_dtype(torch.empty(0, dtype=code.dtype).numpy().dtype)
-    kinds = {"x": kind, "base": kind, "signs": onnx.TensorProto.UINT8}
-    kinds["scales"] = stored
-    ranks = {"x": 3, "base": 3, "signs": 1, "scales": 1}
-    inputs = [helper.make_tensor_value_info(name, kinds[name], [None] * rank) for name, rank in ranks.items()]
-    node = helper.make_node(NAME, ["x", "base", *PARAMETERS], ["y"], NAME, domain=DOMAIN, scale_code=code.value)
+    kinds = {"x": (kind, 3), "base": (kind, 3), INPUT: (onnx.TensorProto.UINT8, 1)}
+    inputs = [helper.make_tensor_value_info(name, kind, [None] * rank) for name, (kind, rank) in kinds.items()]
+    node = helper.make_node(NAME, list(kinds), ["y"], NAME, domain=DOMAIN, module=0)
     output = helper.make_tensor_value_info("y", kind, [None] * 3)
     return helper.make_model(
         helper.make_graph([node], NAME, inputs, [output]),
@@ -65,6 +63,7 @@ class OnnxProbe:
             x = self._inputs[layer]
             module = given.modules[path]
             base = torch.zeros(*x.shape[:-1], module.d_out)
-            feeds = {"x": x.numpy(), "base": base.numpy(), **module_tensors(module, self._code)}
+            blob = make_blob([with_code(module, self._code)])
+            feeds = {"x": x.numpy(), "base": base.numpy(), INPUT: blob.numpy()}
             terms.append((path, x, torch.from_numpy(self._session.run(None, feeds)[0])))
         return worst_error(terms, adapter)

@@ -12,7 +12,7 @@ from lordba.bundle import Bundle
 from lordba.errors import LordbaError
 from lordba.layers import check_fits
 from lordba.models import BaseModel
-from lordba.onnx_adapter import SUFFIX, ProgramInfo, adapter_tensors, onnxruntime, write_onnx_adapter
+from lordba.onnx_adapter import SUFFIX, ProgramInfo, onnxruntime
 from lordba.onnx_runner import OnnxRunner
 from lordba.scales import ScaleCode
 from lordba.session import Session
@@ -44,6 +44,7 @@ class OnnxTarget:
     toolchain: tuple[str, ...] = ("torch", "onnx", "onnxruntime", "onnxscript", "transformers")
     most_text: tuple[int, int] | None = None
     captured: "CapturedOnnx"
+    info: ProgramInfo
     model: ir.Model
 
     def __init__(self, base: BaseModel, adapters: Mapping[str, Adapter], options: ExportOptions) -> None:
@@ -67,10 +68,10 @@ class OnnxTarget:
         quantize_base(self.captured.decoder, base_quant, self.options.accuracy_level)
 
     def lower(self, fingerprint: str, eos_ids: list[int]) -> None:
-        self.fingerprint, self.eos_ids = fingerprint, eos_ids
+        self.eos_ids = eos_ids
         decoder = self.captured.decoder
-        modules = {path: (node.d_in, node.d_out) for path, node in decoder.nodes.items()}
-        self.model = lower(decoder, ProgramInfo(fingerprint, self.scale_code, modules).metadata())
+        self.info = ProgramInfo(fingerprint, self.scale_code, decoder.sizes)
+        self.model = lower(decoder, self.info.metadata())
 
     def write(self, folder: Path) -> Program:
         save(self.model, folder / PROGRAM_NAME)
@@ -79,7 +80,7 @@ class OnnxTarget:
         (folder / "adapters").mkdir()
         files = {name: f"adapters/{name}{SUFFIX}" for name in self.adapters}
         for name, adapter in self.adapters.items():
-            write_onnx_adapter(folder / files[name], adapter_tensors(adapter, self.scale_code), self.fingerprint)
+            self.info.write(adapter, folder / files[name])
         write_genai_config(folder, self.base, PROGRAM_NAME, self.max_seq_len, self.eos_ids)
         return Program(
             path=PROGRAM_NAME,

@@ -14,7 +14,7 @@ fun writeAdapterFile(
 
             "executorch" to "ptd" -> dataFile(bundle, adapter)
 
-            "onnx" to "onnx_adapter" -> onnxAdapterBytes(adapter, bundle.manifest.fingerprint, programCode(bundle))
+            "onnx" to "onnx_adapter" -> onnxFile(bundle, adapter)
 
             else -> throw LordbaError(
                 "${bundle.folder}: its adapters are ${bundle.manifest.adapterMode}, parts of its program, which only " +
@@ -53,6 +53,25 @@ private fun dataFile(
     return raw.copyOf(start) + blobFor(bundle, adapter, raw.size - start)
 }
 
+/** An ONNX program knows no rank 0 and one scale code. */
+private fun onnxFile(
+    bundle: Bundle,
+    adapter: Adapter,
+): ByteArray {
+    val code = programCode(bundle)
+    val paths = bundle.manifest.modules.filterNotNull()
+    val sizes = knownSizes(bundle)
+    val modules =
+        paths.mapIndexed { i, path ->
+            val module = adapter.modules[path]?.withCode(code)
+            module ?: sizes[i]?.let { (dIn, dOut) -> noAdapter(dIn, dOut, code) }
+                ?: throw LordbaError("the adapter lacks $path, whose size no adapter of ${bundle.folder} tells")
+        }
+    val blob = makeBlob(modules)
+    checkSizes(bundle, blobSizes(blob))
+    return onnxAdapterBytes(blob, bundle.manifest.fingerprint, paths)
+}
+
 private fun blobFor(
     bundle: Bundle,
     adapter: Adapter,
@@ -63,15 +82,20 @@ private fun blobFor(
     return blob
 }
 
+/** The sizes of the program's modules as the adapters that came with it tell them, null where none does. */
+private fun knownSizes(bundle: Bundle): List<Pair<Int, Int>?> {
+    val known = bundle.manifest.adapters.map { blobSizes(blobOf(File(bundle.folder, it.file))) }
+    return List(bundle.manifest.modules.size) { i -> known.firstNotNullOfOrNull { it.getOrNull(i) } }
+}
+
 /** Refuses an adapter whose modules have other sizes than those of an adapter that came with the program. */
 private fun checkSizes(
     bundle: Bundle,
     found: List<Pair<Int, Int>?>,
 ) {
-    val known = bundle.manifest.adapters.map { blobSizes(blobOf(File(bundle.folder, it.file))) }
+    val known = knownSizes(bundle)
     for ((i, module) in bundle.manifest.modules.withIndex()) {
-        val expected = known.firstNotNullOfOrNull { it.getOrNull(i) }
-        val size = found[i]
+        val (size, expected) = found[i] to known[i]
         if (size != null && expected != null && size != expected) {
             throw LordbaError(
                 "the adapter maps ${size.first} to ${size.second} channels in $module, the program " +
@@ -81,7 +105,7 @@ private fun checkSizes(
     }
 }
 
-/** The blob in a bundle's adapter file, for ExecuTorch: the file itself, or the end of a data file. */
+/** The blob in a bundle's adapter file: the file itself, or its end. */
 fun blobOf(file: File): ByteArray {
     val raw = explainedRead(file) { file.readBytes() }
     return raw.copyOfRange(blobStart(raw, file), raw.size)

@@ -3,74 +3,70 @@ package ai.lordba.demo.core
 import java.io.ByteArrayOutputStream
 import java.nio.ByteBuffer
 import java.nio.ByteOrder
+import java.security.MessageDigest
 
-private const val ADAPTER_VERSION = 1
+private const val ADAPTER_VERSION = 2
+private const val INPUT = "adapter"
 
 /**
- * An adapter as ONNX Runtime's own file, `.onnx_adapter`, for a base with this fingerprint: per module `<path>.signs`
- * and `<path>.scales` (lordba/onnx_adapter.py says what they hold).
+ * An adapter's blob as ONNX Runtime's own file, `.onnx_adapter`, for a program over the base with this fingerprint and
+ * with places for these modules, in this order (lordba/onnx_adapter.py).
  */
 fun onnxAdapterBytes(
-    adapter: Adapter,
+    blob: ByteArray,
     fingerprint: String,
-    code: ScaleCode = adapter.scaleCode,
+    modules: List<String>,
 ): ByteArray {
-    val tensors =
-        adapter.modules.toSortedMap().flatMap { (path, module) ->
-            listOf("$path.signs" to signsOf(module, code), "$path.scales" to scalesOf(module, code))
-        }
-    return AdapterFlatbuffer().write(tensors, modelVersion(fingerprint))
+    val tensor = RawTensor(DType.U8, listOf(blob.size), blob)
+    return AdapterFlatbuffer().write(listOf(INPUT to tensor), modelVersion(fingerprint, modules))
 }
 
-/** The base's fingerprint "sha256:..." as the 31 bits that an adapter file has room for. */
-fun modelVersion(fingerprint: String): Int =
-    (fingerprint.removePrefix("sha256:").take(8).toLong(16) and 0x7fffffff).toInt()
+/** The base and the order of the modules as the 31 bits that an adapter file has room for. */
+fun modelVersion(
+    fingerprint: String,
+    modules: List<String>,
+): Int {
+    val text = (listOf(fingerprint) + modules).joinToString("\n")
+    val digest = MessageDigest.getInstance("SHA-256").digest(text.toByteArray(Charsets.UTF_8))
+    return digest.take(4).fold(0) { word, byte -> word shl 8 or (byte.toInt() and 0xff) } and 0x7fffffff
+}
 
-private fun signsOf(
-    module: SignModule,
+/** What stands for a layer without adapter, where a program knows no rank 0: rank 1 and scales of zero. */
+fun noAdapter(
+    dIn: Int,
+    dOut: Int,
     code: ScaleCode,
-): RawTensor {
-    // Two log4 codes share a byte, which tells even ranks only: an odd one gets one more row, whose scale is 0.
-    val extra = ByteArray(if (code == ScaleCode.LOG4 && module.r % 2 == 1) packedWidth(module.dIn) else 0)
-    return flat(DType.U8, listOf(module.aSigns.data, extra, module.bSigns.data))
+): SignModule {
+    fun zeros(
+        rows: Int,
+        columns: Int,
+    ) = RawTensor(DType.U8, listOf(rows, columns), ByteArray(rows * columns))
+    val (sIn, sMid, sOut) = listOf(dIn, 1, dOut).map { zeroScales(it, code) }
+    return SignModule(zeros(1, packedWidth(dIn)), zeros(dOut, 1), sIn, sMid, sOut)
 }
 
-private fun scalesOf(
-    module: SignModule,
+/** The module with scales in this code: its own, or fp32. Throws [LordbaError] for another. */
+fun SignModule.withCode(code: ScaleCode): SignModule {
+    if (code == sIn.code) return this
+    if (code != ScaleCode.FP32) throw LordbaError("the program takes ${code.id} scales, the adapter has ${sIn.code.id}")
+    val (sIn, sMid, sOut) = scales.map { floatScales(it.decode()) }
+    return SignModule(aSigns, bSigns, sIn, sMid, sOut)
+}
+
+private fun zeroScales(
+    n: Int,
     code: ScaleCode,
-): RawTensor =
-    when (code) {
-        module.sIn.code -> {
-            val ranges = module.scales.mapNotNull { it.range?.data }
-            flat(code.dtype, ranges + module.scales.map { it.values.data })
-        }
-
-        ScaleCode.FP32 -> {
-            flat(DType.F32, module.scales.map { floatBytes(it.decode()) })
-        }
-
-        else -> {
-            throw LordbaError("the program takes ${code.id} scales, the adapter has ${module.sIn.code.id}")
-        }
-    }
-
-private fun flat(
-    dtype: DType,
-    parts: List<ByteArray>,
-): RawTensor {
-    val data =
-        parts
-            .fold(
-                ByteArrayOutputStream(),
-            ) { all, part -> all.apply { write(part, 0, part.size) } }
-            .toByteArray()
-    return RawTensor(dtype, listOf(data.size / dtype.bytes), data)
+): EncodedScales {
+    val stored = code.storedLength(n)
+    val ones = RawTensor(DType.F16, listOf(2), byteArrayOf(0, 0x3c, 0, 0x3c))
+    val values = RawTensor(code.dtype, listOf(stored), ByteArray(stored * code.dtype.bytes))
+    return EncodedScales(code, n, values, ones.takeIf { code.isCoded })
 }
 
-private fun floatBytes(values: FloatArray): ByteArray {
+private fun floatScales(values: FloatArray): EncodedScales {
     val bytes = ByteBuffer.allocate(4 * values.size).order(ByteOrder.LITTLE_ENDIAN)
     values.forEach { bytes.putFloat(it) }
-    return bytes.array()
+    return EncodedScales(ScaleCode.FP32, values.size, RawTensor(DType.F32, listOf(values.size), bytes.array()), null)
 }
 
 /**

@@ -148,12 +148,20 @@ class AdapterBankTest {
         val manifest = parseJsonObject(File(folder, MANIFEST_NAME))
         manifest.addProperty("target", "onnx")
         manifest.addProperty("adapter_mode", "onnx_adapter")
+        val paths = manifestOf(manifest).modules.filterNotNull()
         assertRefused("--android") { install(Bundle(folder, manifestOf(manifest)), "mine", adapter) }
         for (code in listOf(ScaleCode.LOG4, ScaleCode.FP32)) {
             manifest.add("android", jsonObject("format_version" to 1, "adapter_scale_code" to code.id))
             val file = install(Bundle(folder, manifestOf(manifest)), code.id, adapter).adapterFile(code.id)!!
-            assertContentEquals(onnxAdapterBytes(adapter, adapter.baseFingerprint!!, code), file.readBytes())
+            val blob = makeBlob(paths.map { adapter.modules.getValue(it).withCode(code) })
+            assertContentEquals(onnxAdapterBytes(blob, adapter.baseFingerprint!!, paths), file.readBytes())
         }
+        val (first, rest) = paths.first() to adapter.modules - paths.first()
+        val fewer = Adapter(rest, adapter.scaleCode, adapter.baseName, adapter.baseFingerprint)
+        val file = install(Bundle(folder, manifestOf(manifest)), "fewer", fewer).adapterFile("fewer")!!
+        val (factors, whole) = blobFactors(blobOf(file)).first()!! to adapter.modules.getValue(first)
+        assertEquals(Triple(1, whole.dIn, whole.dOut), Triple(factors.r, factors.dIn, factors.dOut))
+        assertTrue((factors.a + factors.b).all { it == 0f })
         manifest.add("android", jsonObject("adapter_scale_code" to "fp16"))
         assertRefused("takes fp16 scales, the adapter has log4") {
             install(Bundle(folder, manifestOf(manifest)), "mine", adapter)

@@ -18,10 +18,11 @@ class WrittenTest {
         for (code in ScaleCode.values()) {
             val adapter = loadAdapter(Golden.file("adapter-${code.id}"))
             saveAdapter(adapter, File(folder, "adapter-${code.id}"))
-            val fingerprint = adapter.baseFingerprint!!
-            File(folder, "${code.id}.onnx_adapter").writeBytes(onnxAdapterBytes(adapter, fingerprint))
-            File(folder, "${code.id}-as-fp32.onnx_adapter")
-                .writeBytes(onnxAdapterBytes(adapter, fingerprint, ScaleCode.FP32))
+            for ((name, stored) in listOf(code.id to code, "${code.id}-as-fp32" to ScaleCode.FP32)) {
+                val blob = makeBlob(adapter.modules.values.map { it.withCode(stored) })
+                val bytes = onnxAdapterBytes(blob, adapter.baseFingerprint!!, adapter.modules.keys.toList())
+                File(folder, "$name.onnx_adapter").writeBytes(bytes)
+            }
         }
     }
 
