@@ -29,7 +29,8 @@ from lordba.signs import pack_signs
 PROJECT = Path(__file__).parents[1]
 AGAINST = "none,lora-fp32,lora-fp16"
 RANK = 16
-MAX_SEQ_LEN = {"smollm2": 1024, "wide": 640}
+MAX_SEQ_LEN = {"smollm2": 1024, "wide": 256}
+LENGTHS = {"smollm2": "32,128,512", "wide": "32,128"}
 BEGIN, END = "<!-- tables: written by benchmarks/latency.py -->", "<!-- end of tables -->"
 
 
@@ -102,7 +103,7 @@ def measure(work: Path, model: str, target: str, options: argparse.Namespace) ->
     if options.again or not path.is_file():
         bundle, against, adapter = export(work, model, target, options)
         arguments = [str(bundle), "--adapter", adapter, "--threads", options.threads, "--rounds", str(options.rounds)]
-        arguments += ["--clock", options.clock]
+        arguments += ["--prompt-lengths", LENGTHS[model], "--clock", options.clock]
         for other in against:
             arguments += ["--against", str(other)]
         command = [sys.executable, "-m", "lordba.profile", *arguments, "--json", str(path)]
@@ -147,7 +148,7 @@ def main() -> None:
     parser.add_argument("--against", default=AGAINST, help=f"forms of --adapter-form to compare with: {AGAINST}")
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--clock", default="wall", choices=["wall", "cpu"])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--wide-layers", type=int, default=6)
     parser.add_argument("--again", action="store_true", help="measure anew what has been measured")
     parser.add_argument("--docs", type=Path, default=PROJECT / "docs", help="where latency.* is written")

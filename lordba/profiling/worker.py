@@ -105,13 +105,18 @@ def measure(plan: Plan, report: Callable[[], None]) -> list[dict[str, Any]]:
     set_threads(plan)
     bundles = {variant.folder: read_bundle(Path(variant.folder)) for variant in plan.variants}
     samples: dict[tuple[int, str, int], list[float]] = {}
-    programs: list[Program] = []
-    for _ in range(plan.loads):
-        programs.clear()
-        gc.collect()
-        for i, variant in enumerate(plan.variants):
-            programs.append(Program(variant, bundles[variant.folder], plan))
-            samples.setdefault((i, "load", 0), []).append(programs[-1].load_ms)
+
+    def load(variant: Variant) -> Program:
+        return Program(variant, bundles[variant.folder], plan)
+
+    for turn in range(plan.loads + 1):
+        for i in range(len(plan.variants)):
+            i = (i + turn) % len(plan.variants)
+            loaded = load(plan.variants[i]).load_ms  # and gone: each finds the memory that another has left
+            gc.collect()
+            if turn:
+                samples.setdefault((i, "load", 0), []).append(loaded)
+    programs = [load(variant) for variant in plan.variants]
     for i, program in enumerate(programs):
         if program.variant.use and plan.swaps:
             samples[i, "swap", 0] = swap(program, plan.swaps)
