@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from lordba.adapter import Adapter, SignModule, save_adapter
-from lordba.bundle import MANIFEST_NAME
 from lordba.console import console, quiet_libraries
 from lordba.files import new_file
 from lordba.layers import linear_size
 from lordba.profiling.page import page
 from lordba.profiling.plan import title_of
 from lordba.profiling.report import milliseconds_text, overhead_text, phase_name, profile_report, sections, variants
+from lordba.runtime.bundle import MANIFEST_NAME
 from lordba.scales import ScaleCode, encode_scales
 from lordba.signs import pack_signs
 

@@ -34,12 +34,12 @@ from contest.native import describe_machine  # noqa: E402
 from peft import LoraConfig, get_peft_model  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from lordba.admm import signs  # noqa: E402
+from lordba.conversion.admm import signs  # noqa: E402
 from lordba.layers import linear_size  # noqa: E402
 from lordba.models import load_base  # noqa: E402
-from lordba.optim import Lion8bit  # noqa: E402
-from lordba.ste import implied_scales  # noqa: E402
-from lordba.tuner import LordbaConfig  # noqa: E402
+from lordba.training.optim import Lion8bit  # noqa: E402
+from lordba.training.ste import implied_scales  # noqa: E402
+from lordba.training.tuner import LordbaConfig  # noqa: E402
 
 R = 16
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

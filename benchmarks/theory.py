@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
-from lordba.admm import LowRank, relative_error, round_factors, to_signs
 from lordba.console import console, progress_bar, run_command, table
+from lordba.conversion.admm import LowRank, relative_error, round_factors, to_signs
 from lordba.files import new_file
 from lordba.lora import find_adapter, read_lora
 from lordba.threads import one_torch_thread

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lordba.adapter import Adapter, load_adapter
-from lordba.bundle import COMPARISON_MODES, is_adapter_name
 from lordba.console import console, quiet_libraries, run_command, table
 from lordba.errors import LordbaError
 from lordba.inspect import parity_table
+from lordba.runtime.bundle import COMPARISON_MODES, is_adapter_name
 
 if TYPE_CHECKING:
     from .bundle import ExportResult

@@ -4,10 +4,10 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from lordba.bundle import MANIFEST_NAME
 from lordba.errors import LordbaError
 from lordba.files import new_file
-from lordba.onnx_adapter import ProgramInfo
+from lordba.runtime.bundle import MANIFEST_NAME
+from lordba.runtime.onnx_adapter import ProgramInfo
 
 from .target import ExportOptions
 

@@ -8,10 +8,18 @@ from pathlib import Path
 from torch import Tensor
 
 from lordba.adapter import Adapter
-from lordba.bundle import MANIFEST_NAME, Bundle, BundleAdapter, Manifest, ParityCheck, read_bundle, write_manifest
 from lordba.errors import LordbaError
 from lordba.files import check_new_folder, new_folder, size_of
 from lordba.models import BaseModel, fingerprint
+from lordba.runtime.bundle import (
+    MANIFEST_NAME,
+    Bundle,
+    BundleAdapter,
+    Manifest,
+    ParityCheck,
+    read_bundle,
+    write_manifest,
+)
 from lordba.threads import one_torch_thread
 
 from .android import describe

@@ -9,10 +9,10 @@ from dataclasses import replace
 import torch
 
 from lordba.adapter import Adapter
-from lordba.bundle import COMPARISON_MODES, MANIFEST_NAME, BundleAdapter, read_bundle, write_manifest
 from lordba.errors import LordbaError
 from lordba.files import check_new_folder, new_folder, size_of
 from lordba.models import BaseModel
+from lordba.runtime.bundle import COMPARISON_MODES, MANIFEST_NAME, BundleAdapter, read_bundle, write_manifest
 from lordba.threads import one_torch_thread
 
 from .bundle import ExportResult, Report, eos_ids, prepare, quantized, write_unverified

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lordba.adapter import Adapter
-from lordba.bundle import Bundle, ParityCheck
-from lordba.session import Session
+from lordba.runtime.bundle import Bundle, ParityCheck
+from lordba.runtime.session import Session
 
 Limits = Mapping[str, float]
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lordba.adapter import Adapter
-from lordba.bundle import ParityCheck
-from lordba.session import Session
+from lordba.runtime.bundle import ParityCheck
+from lordba.runtime.session import Session
 
 from .target import Captured
 

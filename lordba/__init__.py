@@ -8,11 +8,11 @@ from lordba.errors import LordbaError
 
 if TYPE_CHECKING:
     from lordba.adapter import Adapter, SignModule, load_adapter, save_adapter
-    from lordba.bank import AdapterBank
     from lordba.layers import LordbaLinear, attach, detach
-    from lordba.packing import pack
+    from lordba.runtime.bank import AdapterBank
     from lordba.scales import ScaleCode
-    from lordba.tuner import LordbaConfig, start_from
+    from lordba.training.packing import pack
+    from lordba.training.tuner import LordbaConfig, start_from
 
 # In a checkout, export/ and backends/ lie beside this folder; installed, they lie inside it.
 _checkout = Path(__file__).resolve().parent.parent
@@ -44,10 +44,10 @@ _LATE = {
     "attach": "lordba.layers",
     "detach": "lordba.layers",
     "ScaleCode": "lordba.scales",
-    "AdapterBank": "lordba.bank",
-    "LordbaConfig": "lordba.tuner",
-    "start_from": "lordba.tuner",
-    "pack": "lordba.packing",
+    "AdapterBank": "lordba.runtime.bank",
+    "LordbaConfig": "lordba.training.tuner",
+    "start_from": "lordba.training.tuner",
+    "pack": "lordba.training.packing",
 }
 
 

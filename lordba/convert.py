@@ -10,12 +10,12 @@ from statistics import fmean
 import torch
 
 from lordba.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter, SignModule, load_adapter, save_adapter
-from lordba.admm import LowRank, relative_error, to_signs
 from lordba.console import console, group_by_type, progress_bar, run_command, table
+from lordba.conversion.admm import LowRank, relative_error, to_signs
+from lordba.conversion.refit import refit, store
 from lordba.errors import LordbaError
 from lordba.files import check_new_folder
 from lordba.lora import LoraAdapter, LoraModule, find_adapter, read_config, read_lora, to_lora, write_lora
-from lordba.refit import refit, store
 from lordba.scales import ScaleCode
 from lordba.threads import one_torch_thread
 

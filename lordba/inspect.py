@@ -8,10 +8,10 @@ from pathlib import Path
 from rich.table import Table
 
 from lordba.adapter import WEIGHTS_NAME, Adapter, load_adapter
-from lordba.bundle import MANIFEST_NAME, ParityCheck, read_bundle
 from lordba.console import console, group_by_type, run_command, table
 from lordba.files import sha256_of, size_of
 from lordba.lora import LoraAdapter, find_adapter, read_config, read_lora
+from lordba.runtime.bundle import MANIFEST_NAME, ParityCheck, read_bundle
 from lordba.scales import decode_scales
 
 

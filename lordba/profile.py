@@ -7,10 +7,10 @@ from pathlib import Path
 
 from rich.progress import TaskID
 
-from lordba.bundle import Bundle, read_bundle
 from lordba.console import console, progress_bar, quiet_libraries, run_command
 from lordba.errors import LordbaError
 from lordba.files import new_file
+from lordba.runtime.bundle import Bundle, read_bundle
 
 DESCRIPTION = """\
 Measure a bundle on this machine: load, swap, prefill by length, decode per token, peak memory, and the time of each

@@ -4,9 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from lordba.bundle import Bundle, read_bundle
 from lordba.console import quiet_libraries, run_command
 from lordba.errors import LordbaError
+from lordba.runtime.bundle import Bundle, read_bundle
 
 DESCRIPTION = """\
 Generate from an exported bundle, greedily, through its own runtime. The text goes to stdout as it is made; stdout
@@ -62,8 +62,8 @@ def main() -> None:
     if not prompt:
         raise LordbaError("--prompt is empty; give the text to continue")
     quiet_libraries()
-    from lordba.bank import AdapterBank
-    from lordba.session import open_runner
+    from lordba.runtime.bank import AdapterBank
+    from lordba.runtime.session import open_runner
 
     bank = AdapterBank(bundle, runner=open_runner(bundle, reference=arguments.reference))
     if arguments.reference:

@@ -103,7 +103,7 @@ def check(options: argparse.Namespace) -> None:
 
 def read(options: argparse.Namespace, source: str | None, tokenizer: Any) -> list[Any]:
     """The examples of --data or --eval-data; none of None."""
-    from lordba.train_data import read_examples
+    from lordba.training.batches import read_examples
 
     columns = options.columns and tuple(options.columns.split(","))
     return [] if source is None else read_examples(source, tokenizer, options.max_length, columns)
@@ -111,7 +111,7 @@ def read(options: argparse.Namespace, source: str | None, tokenizer: Any) -> lis
 
 def describe(options: argparse.Namespace, base: BaseModel, **data: Sequence[Any] | None) -> dict[str, Any]:
     """All that decides the result: a run resumes only where this is the same. `data`: lists of examples by name."""
-    from lordba.train_data import digest
+    from lordba.training.batches import digest
 
     decisive = (
         "rank", "targets", "steps", "batch_size", "max_length", "lr", "warmup", "optimizer", "latents", "dtype",
@@ -127,7 +127,7 @@ def prepare(options: argparse.Namespace, base: BaseModel) -> Any:
     import torch
     from peft import PeftModel, get_peft_model
 
-    from lordba.tuner import LordbaConfig, start_from
+    from lordba.training.tuner import LordbaConfig, start_from
 
     torch.manual_seed(options.seed)
     adapter, latents = read_init(options)
@@ -185,8 +185,8 @@ def main() -> None:
     import torch
     from accelerate import Accelerator
 
-    from lordba.train_data import split
-    from lordba.training import Plan, Trainer
+    from lordba.training.batches import split
+    from lordba.training.loop import Plan, Trainer
 
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     base = load_base(options.model)
@@ -218,8 +218,8 @@ def main() -> None:
 
 def finish(options: argparse.Namespace, trainer: Any, description: dict[str, Any], base_name: str) -> None:
     """Pack what was trained, measure the base, the start, the latents and the packed adapter, and write it all."""
-    from lordba.packing import adapter_of
-    from lordba.tuner import use_packed
+    from lordba.training.packing import adapter_of
+    from lordba.training.tuner import use_packed
 
     adapter = adapter_of(trainer.peft_model, scales=options.scales)
     use_packed(trainer.peft_model, adapter)

@@ -15,16 +15,16 @@ from typing import Any
 import numpy as np
 
 from lordba.adapter_folder import StoredModule, write_adapter_folder
-from lordba.bundle import Bundle, is_adapter_name, read_bundle
 from lordba.console import console, progress_bar, run_command
-from lordba.device_latents import read_latents
-from lordba.device_trainer import OPTIMIZERS, SCALE_CODES, DeviceTrainer, Optimizer, PackedModule
 from lordba.errors import LordbaError
 from lordba.files import check_new_folder, new_file, sha256_of
-from lordba.install import install
 from lordba.run import load_tokenizer
-from lordba.schedule import learning_rate
-from lordba.text_examples import IGNORED, Sequence, read_sequences
+from lordba.runtime.bundle import Bundle, is_adapter_name, read_bundle
+from lordba.runtime.device_latents import read_latents
+from lordba.runtime.device_trainer import OPTIMIZERS, SCALE_CODES, DeviceTrainer, Optimizer, PackedModule
+from lordba.runtime.install import install
+from lordba.training.schedule import learning_rate
+from lordba.training.text_examples import IGNORED, Sequence, read_sequences
 
 REPORT_NAME, CHECKPOINT_NAME = "training.json", "checkpoint"
 LARGEST_NORM = 1.0

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from lordba.adapter import Adapter, SignModule, load_adapter, save_adapter
-from lordba.bundle import Bundle, read_bundle
 from lordba.layers import attach, linear_size
 from lordba.models import BaseModel, fingerprint, load_base
+from lordba.runtime.bundle import Bundle, read_bundle
 from lordba.scales import ScaleCode, encode_scales
 from lordba.signs import pack_signs
 

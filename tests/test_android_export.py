@@ -9,7 +9,7 @@ import pytest
 from lordba.errors import LordbaError
 from lordba.export.android import describe, for_android
 from lordba.export.target import ExportOptions
-from lordba.onnx_adapter import ProgramInfo
+from lordba.runtime.onnx_adapter import ProgramInfo
 from lordba.scales import ScaleCode
 
 OPTIONS = ExportOptions(Path("bundle"), android=True)

@@ -20,12 +20,12 @@ from conftest import MAX_SEQ_LEN, VOCABULARY, random_module, some_tokens, tiny_m
 from training_programs import add_training
 
 from lordba.adapter import load_adapter
-from lordba.bundle import Bundle
-from lordba.device_latents import read_latents
-from lordba.device_trainer import DeviceTrainer, Optimizer
 from lordba.export.executorch.train_program import training_program
+from lordba.runtime.bundle import Bundle
+from lordba.runtime.device_latents import read_latents
+from lordba.runtime.device_trainer import DeviceTrainer, Optimizer
+from lordba.runtime.session import Session
 from lordba.scales import ScaleCode
-from lordba.session import Session
 
 PROJECT = Path(__file__).parents[1]
 CHECK = PROJECT / "scripts" / "check_android_library.py"

@@ -11,13 +11,13 @@ import pytest
 from conftest import MAX_SEQ_LEN
 
 from lordba.adapter import load_adapter
-from lordba.bundle import read_bundle
 from lordba.export.bundle import export_executorch
 from lordba.export.target import ExportOptions
-from lordba.install import write_blob
 from lordba.models import load_base
 from lordba.run import load_tokenizer
-from lordba.session import Session
+from lordba.runtime.bundle import read_bundle
+from lordba.runtime.install import write_blob
+from lordba.runtime.session import Session
 
 PROMPT = "The old man and the sea, naïve ½"
 NEW_TOKENS = 16

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from conftest import random_adapter, random_module, some_tokens, tiny_model
 
-from lordba import Adapter, AdapterBank, LordbaError, executorch_runner
-from lordba import bundle as bundle_module
-from lordba.bundle import MANIFEST_NAME, Bundle, read_bundle
-from lordba.session import Session
+from lordba import Adapter, AdapterBank, LordbaError
+from lordba.runtime import bundle as bundle_module
+from lordba.runtime import executorch_runner
+from lordba.runtime.bundle import MANIFEST_NAME, Bundle, read_bundle
+from lordba.runtime.session import Session
 
 TOKENS = some_tokens(8)
 SOON = 5.0  # seconds; for what must happen

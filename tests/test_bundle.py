@@ -12,7 +12,6 @@ import torch
 from conftest import MAX_SEQ_LEN, VOCABULARY, random_adapter, tiny_model
 
 from lordba.adapter import Adapter
-from lordba.bundle import MANIFEST_NAME, Bundle, read_bundle
 from lordba.errors import LordbaError
 from lordba.export import bundle as export_bundle
 from lordba.export.bundle import ExportOptions, export_executorch
@@ -20,7 +19,8 @@ from lordba.export.executorch import target as executorch_target
 from lordba.export.executorch.lowering import Lowered
 from lordba.export.executorch.target import ExecuTorchTarget
 from lordba.models import BaseModel, fingerprint
-from lordba.session import Session
+from lordba.runtime.bundle import MANIFEST_NAME, Bundle, read_bundle
+from lordba.runtime.session import Session
 
 MANIFEST_TYPES = {
     "format_version": int,

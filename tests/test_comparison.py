@@ -7,7 +7,7 @@ from conftest import MAX_SEQ_LEN, some_tokens, tiny_model, transformers_logits
 from lordba.errors import LordbaError
 from lordba.export.bundle import ExportOptions
 from lordba.export.comparison import export_comparison
-from lordba.session import Session
+from lordba.runtime.session import Session
 
 TOKENS = some_tokens(24)
 LIMITS = {"lora-fp32": 1e-5, "lora-fp16": 5e-3, "none": 1e-5}  # of the largest logit

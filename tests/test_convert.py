@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from loras import dense, random_lora, run_convert, saved_lora
 
 from lordba.adapter import Adapter, load_adapter, save_adapter
-from lordba.admm import LowRank, SignFactors, relative_error, signs, to_signs
 from lordba.console import run_command
+from lordba.conversion.admm import LowRank, SignFactors, relative_error, signs, to_signs
+from lordba.conversion.refit import fix_gauge, refit
 from lordba.convert import ModuleReport, convert_lora
 from lordba.errors import LordbaError
 from lordba.lora import LoraAdapter, LoraModule, read_lora, to_lora, write_lora
 from lordba.models import fingerprint
-from lordba.refit import fix_gauge, refit
 from lordba.scales import ScaleCode, decode_scales, encode_scales
 
 

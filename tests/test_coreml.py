@@ -13,8 +13,6 @@ from mil_programs import ct, on_macos
 
 from lordba import run
 from lordba.adapter import Adapter
-from lordba.bundle import Bundle, read_bundle
-from lordba.coreml_runner import CoremlRunner
 from lordba.errors import LordbaError
 from lordba.export import __main__ as command
 from lordba.export.bundle import export_coreml, export_executorch
@@ -25,7 +23,9 @@ from lordba.export.coreml.package import WEIGHTS_NAME, added_bytes
 from lordba.export.coreml.probe import CoremlProbe, stored_parts
 from lordba.export.coreml.target import CoremlTarget, function_names
 from lordba.export.target import ExportOptions
-from lordba.session import Session, open_runner
+from lordba.runtime.bundle import Bundle, read_bundle
+from lordba.runtime.coreml_runner import CoremlRunner
+from lordba.runtime.session import Session, open_runner
 from lordba.signs import unpack_signs
 
 TOKENS = some_tokens(24)

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from lordba import train
-from lordba.data_sets import Source
 from lordba.errors import LordbaError
-from lordba.train_data import digest, read_examples
+from lordba.training.batches import digest, read_examples
+from lordba.training.data_sets import Source
 
 datasets = pytest.importorskip("datasets", reason="the optional library is not installed: pip install datasets")
 

@@ -7,8 +7,8 @@ from conftest import MAX_SEQ_LEN, some_tokens
 from torch import nn
 from training_programs import R, StraightThrough, eager_loss, inference_base, program, trainer_of, with_latents
 
-from lordba.device_trainer import IGNORED, DeviceTrainer, Optimizer
 from lordba.errors import LordbaError
+from lordba.runtime.device_trainer import IGNORED, DeviceTrainer, Optimizer
 
 LAYERS = 3
 TOKENS = some_tokens(41)

@@ -13,13 +13,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lordba.adapter import CONFIG_NAME, WEIGHTS_NAME, save_adapter
-from lordba.bundle import read_bundle
 from lordba.console import run_command
 from lordba.export import __main__ as command_line
 from lordba.export import bundle as export_bundle
 from lordba.export.executorch import target as executorch_target
 from lordba.export.executorch.lowering import Lowered
 from lordba.models import fingerprint
+from lordba.runtime.bundle import read_bundle
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from golden.demo import make
 from tokenizers import Tokenizer
 
 from lordba.adapter import load_adapter
-from lordba.bundle import read_bundle
 from lordba.layers import attach
 from lordba.profiling.record import Series, overhead
+from lordba.runtime.bundle import read_bundle
 
 GOLDEN = Path(make.__file__).parent
 

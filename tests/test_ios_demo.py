@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from lordba import adapter, blob, bundle, coreml_adapter, coreml_runner
+from lordba import adapter, blob
 from lordba.profiling import record
+from lordba.runtime import bundle, coreml_adapter, coreml_runner
 from lordba.scales import ScaleCode
 
 PROJECT = Path(__file__).parents[1]

@@ -10,9 +10,7 @@ from torch import Tensor
 
 from lordba.adapter import Adapter
 from lordba.blob import HEADER, MAGIC, RECORD
-from lordba.bundle import Bundle
 from lordba.errors import LordbaError
-from lordba.executorch_runner import Program
 from lordba.export.executorch import lowering
 from lordba.export.executorch.capture import Captured, capture
 from lordba.export.executorch.lowering import lower
@@ -20,8 +18,10 @@ from lordba.export.executorch.quantize import quantize_base
 from lordba.export.executorch.target import ExecuTorchProbe
 from lordba.export.verify import OP_LIMIT
 from lordba.models import BaseModel
+from lordba.runtime.bundle import Bundle
+from lordba.runtime.executorch_runner import Program
+from lordba.runtime.session import Session
 from lordba.scales import ScaleCode
-from lordba.session import Session
 
 TOLERANCE = 2e-5
 MODES = ("ptd", "input")

@@ -20,7 +20,7 @@ from lordba.errors import LordbaError
 from lordba.export.onnx.decoder import AdapterNode, OnnxDecoder
 from lordba.export.onnx.lowering import lower, save
 from lordba.export.onnx.op import DOMAIN, NAME
-from lordba.onnx_adapter import INPUT, OnnxAdapter, ProgramInfo, write_onnx_adapter
+from lordba.runtime.onnx_adapter import INPUT, OnnxAdapter, ProgramInfo, write_onnx_adapter
 from lordba.scales import ScaleCode
 
 TOLERANCE = 1e-4  # relative to the largest logit

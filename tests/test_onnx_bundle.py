@@ -15,15 +15,15 @@ from lordba import run
 from lordba.adapter import Adapter
 from lordba.backends.onnxruntime import native_calls
 from lordba.blob import make_blob
-from lordba.bundle import Bundle, read_bundle
 from lordba.errors import LordbaError
 from lordba.export.bundle import ExportOptions, export_onnx
 from lordba.export.onnx.ort_format import NATIVE_NAME, PORTABLE_NAME
 from lordba.export.onnx.target import OnnxTarget
-from lordba.onnx_adapter import INPUT, OnnxAdapter, ProgramInfo, write_onnx_adapter
-from lordba.onnx_runner import OnnxRunner
+from lordba.runtime.bundle import Bundle, read_bundle
+from lordba.runtime.onnx_adapter import INPUT, OnnxAdapter, ProgramInfo, write_onnx_adapter
+from lordba.runtime.onnx_runner import OnnxRunner
+from lordba.runtime.session import Session
 from lordba.scales import ScaleCode
-from lordba.session import Session
 
 TOKENS = some_tokens(24)
 PROMPT = 10
@@ -224,7 +224,7 @@ class TestAWrongAdapter:
             check({INPUT: other.blob(adapters["north"])}, other.model_version)
 
     def test_a_newer_version(self, bundle, info, adapters, tmp_path, monkeypatch):
-        monkeypatch.setattr("lordba.onnx_adapter.ADAPTER_VERSION", 3)
+        monkeypatch.setattr("lordba.runtime.onnx_adapter.ADAPTER_VERSION", 3)
         info.write(adapters["north"], tmp_path / "new.onnx_adapter")
         monkeypatch.undo()
         with pytest.raises(LordbaError, match=r"new\.onnx_adapter: adapter version 3 is not known"):

@@ -9,10 +9,10 @@ import pytest
 from conftest import random_adapter, some_tokens
 
 from lordba.backends.onnxruntime import library
-from lordba.bundle import read_bundle
 from lordba.export.bundle import ExportOptions, export_onnx
-from lordba.onnx_runner import OnnxRunner
-from lordba.session import Session
+from lordba.runtime.bundle import read_bundle
+from lordba.runtime.onnx_runner import OnnxRunner
+from lordba.runtime.session import Session
 
 genai = pytest.importorskip("onnxruntime_genai")
 PROMPT = some_tokens(7)

@@ -16,7 +16,7 @@ from conftest import random_adapter, some_tokens, tiny_model, transformers_logit
 from lordba.backends.onnxruntime import library
 from lordba.export.onnx.decoder import OnnxDecoder
 from lordba.export.onnx.lowering import lower, save
-from lordba.onnx_adapter import INPUT, ProgramInfo
+from lordba.runtime.onnx_adapter import INPUT, ProgramInfo
 from lordba.scales import ScaleCode
 
 FOLDER = os.environ.get("LORDBA_OLD_ONNXRUNTIMES")

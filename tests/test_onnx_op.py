@@ -21,7 +21,7 @@ from lordba.backends.onnxruntime import library, native_calls
 from lordba.blob import HEADER, RECORD, make_blob, read_record
 from lordba.export.onnx.op import DOMAIN, NAME, VERSION, register_schema
 from lordba.export.onnx.probe import node_model
-from lordba.onnx_adapter import INPUT, no_adapter
+from lordba.runtime.onnx_adapter import INPUT, no_adapter
 from lordba.scales import ScaleCode, encode_scales
 
 CODES = list(ScaleCode)

@@ -10,14 +10,14 @@ from conftest import smollm2_missing, transformers_logits
 
 from lordba.adapter import Adapter, load_adapter
 from lordba.backends.onnxruntime import native_calls
-from lordba.bundle import Bundle, read_bundle
 from lordba.export import bundle as export_bundle
 from lordba.export.bundle import ExportOptions, export_onnx, shipped_adapters
 from lordba.export.verify import text_windows
 from lordba.models import BaseModel, load_base
-from lordba.onnx_runner import OnnxRunner
 from lordba.run import load_tokenizer
-from lordba.session import Session
+from lordba.runtime.bundle import Bundle, read_bundle
+from lordba.runtime.onnx_runner import OnnxRunner
+from lordba.runtime.session import Session
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(smollm2_missing() is not None, reason=f"{smollm2_missing()}")]
 

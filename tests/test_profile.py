@@ -15,13 +15,13 @@ from conftest import MAX_SEQ_LEN
 from golden.demo import make
 
 from lordba import profile
-from lordba.bundle import Bundle
 from lordba.console import run_command
 from lordba.errors import LordbaError
 from lordba.profiling import emulator, operators, plan, worker
 from lordba.profiling.changes import changes
 from lordba.profiling.page import page
 from lordba.profiling.record import BlockSeries, Device, Series, overhead, profile_json, read_profile
+from lordba.runtime.bundle import Bundle
 
 GOLDEN = Path(make.__file__).parent / "profile" / "profile.json"
 ARM_RUNNER = os.environ.get("LORDBA_ARM64_RUNNER")
@@ -106,8 +106,8 @@ def test_the_terminal_shows_it(measured):
 
 
 def test_onnx_runtime(comparison, tiny_base, north_south, tmp_path):
-    from lordba.bundle import read_bundle
     from lordba.export.bundle import ExportOptions, export_onnx
+    from lordba.runtime.bundle import read_bundle
 
     export_onnx(tiny_base, north_south, ExportOptions(tmp_path / "bundle", "none", None, MAX_SEQ_LEN))
     bundle, lora = read_bundle(tmp_path / "bundle"), comparison("onnx", "lora-fp32")

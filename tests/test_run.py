@@ -8,9 +8,9 @@ import pytest
 from conftest import MAX_SEQ_LEN
 
 from lordba import run
-from lordba.bundle import Bundle
 from lordba.console import run_command
-from lordba.session import Session
+from lordba.runtime.bundle import Bundle
+from lordba.runtime.session import Session
 
 PROMPT = "Once upon a time"
 

@@ -1,4 +1,4 @@
-"""The runner without Python, on this machine and on emulated 64-bit ARM, against lordba.session and float64.
+"""The runner without Python, on this machine and on emulated 64-bit ARM, against lordba.runtime.session and float64.
 
 The ARM part needs a cross-compiled runner: `scripts/arm64_toolchain.sh && scripts/arm64_runner.sh FOLDER`, then
 LORDBA_ARM64_RUNNER=FOLDER/build/lordba_runner. Without it these tests skip.
@@ -19,9 +19,9 @@ from conftest import MAX_SEQ_LEN, VOCABULARY, some_tokens
 from test_lowering import flipped, mean_kl
 from torch import Tensor, nn
 
-from lordba.bundle import Bundle
 from lordba.profiling.device import read_times
-from lordba.session import Session
+from lordba.runtime.bundle import Bundle
+from lordba.runtime.session import Session
 
 PROJECT = Path(__file__).parents[1]
 # qemu 7.2 computes wrong int8 products with SME (logits off by their own size); qemu 10 computes the right ones.
@@ -102,7 +102,7 @@ def runner(request: pytest.FixtureRequest, tmp_path: Path) -> Runner:
 
 @pytest.fixture(scope="session")
 def expected(tiny_bundle: Callable[..., Bundle]) -> Callable[[str, str, str | None], Tensor]:
-    """lordba.session's logits from the last token of the prefill on, [steps, vocabulary]."""
+    """lordba.runtime.session's logits from the last token of the prefill on, [steps, vocabulary]."""
 
     def logits(base_quant: str, mode: str, adapter: str | None) -> Tensor:
         session = Session(tiny_bundle(base_quant, mode), adapter)

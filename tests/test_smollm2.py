@@ -11,15 +11,15 @@ from torch import Tensor
 
 from lordba.adapter import Adapter, load_adapter
 from lordba.blob import HEADER, MAGIC, RECORD
-from lordba.bundle import Bundle, ParityCheck, read_bundle
-from lordba.executorch_runner import Program
 from lordba.export import bundle as export_bundle
 from lordba.export.bundle import ExportOptions, export_executorch, shipped_adapters
 from lordba.export.executorch.target import MAX_SEQ_LEN
 from lordba.export.verify import text_windows
 from lordba.models import BaseModel, load_base
 from lordba.run import load_tokenizer
-from lordba.session import Session
+from lordba.runtime.bundle import Bundle, ParityCheck, read_bundle
+from lordba.runtime.executorch_runner import Program
+from lordba.runtime.session import Session
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(smollm2_missing() is not None, reason=f"{smollm2_missing()}")]
 

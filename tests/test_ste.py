@@ -8,11 +8,11 @@ from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig, qua
 from torchao.quantization.granularity import PerGroup
 from torchao.quantization.quant_api import Int8DynamicActivationIntxWeightConfig
 
-from lordba.latents import to_latents, to_module
 from lordba.ops import sign_adapter
 from lordba.signs import pack_signs, unpack_signs
-from lordba.ste import add_signed, dense_weight, envelope, frozen_linear, is_quantized, with_signs
-from lordba.tuner import LordbaConfig
+from lordba.training.latents import to_latents, to_module
+from lordba.training.ste import add_signed, dense_weight, envelope, frozen_linear, is_quantized, with_signs
+from lordba.training.tuner import LordbaConfig
 
 T, D_IN, D_OUT, R, SCALING = 7, 20, 13, 5, 1.5
 

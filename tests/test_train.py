@@ -20,14 +20,14 @@ from torch import nn
 import lordba
 from lordba import train
 from lordba.adapter import WEIGHTS_NAME, load_adapter
-from lordba.checkpoint import last_checkpoint
 from lordba.errors import LordbaError
 from lordba.files import write_safetensors
 from lordba.lora import to_lora, write_lora
 from lordba.models import BaseModel, fingerprint
-from lordba.optim import Lion8bit
-from lordba.ste import is_quantized
-from lordba.train_data import IGNORED, batch_of, micro_batches, read_examples, split
+from lordba.training.batches import IGNORED, batch_of, micro_batches, read_examples, split
+from lordba.training.checkpoint import last_checkpoint
+from lordba.training.optim import Lion8bit
+from lordba.training.ste import is_quantized
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
@@ -152,7 +152,7 @@ def test_an_interrupted_checkpoint_costs_nothing(whole, tiny_folder, text, tmp_p
             raise KeyboardInterrupt
         write_safetensors(path, *args)
 
-    monkeypatch.setattr("lordba.checkpoint.write_safetensors", interrupted)
+    monkeypatch.setattr("lordba.training.checkpoint.write_safetensors", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(tiny_folder, text, output, steps=40, **{"save-every": 10})
     assert [path.name for path in checkpoints.iterdir()] == ["step-000020"]
@@ -301,7 +301,7 @@ def test_lion8bit_moves_as_lion_does():
 
 
 def test_stochastic_rounding_is_unbiased_and_repeats():
-    from lordba.optim import _stochastic
+    from lordba.training.optim import _stochastic
 
     value = torch.full((200_000,), 1.001)
     rounded = [_stochastic(value, torch.bfloat16, torch.Generator().manual_seed(seed)).float() for seed in (0, 0, 1)]

@@ -24,19 +24,19 @@ from training_programs import add_training, program, trainer_of
 import lordba
 from lordba import train_on_device
 from lordba.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter, load_adapter
-from lordba.bank import AdapterBank
 from lordba.blob import make_blob, read_module
-from lordba.bundle import Bundle, read_bundle
-from lordba.device_latents import read_latents
-from lordba.device_trainer import SCALE_CODES, DeviceTrainer
 from lordba.errors import LordbaError
 from lordba.export.bundle import ExportOptions, export_executorch
-from lordba.install import write_blob
-from lordba.latents import to_latents, to_stored
 from lordba.ops import sign_adapter_blob
+from lordba.runtime.bank import AdapterBank
+from lordba.runtime.bundle import Bundle, read_bundle
+from lordba.runtime.device_latents import read_latents
+from lordba.runtime.device_trainer import SCALE_CODES, DeviceTrainer
+from lordba.runtime.install import write_blob
+from lordba.runtime.session import Session
 from lordba.scales import ScaleCode
-from lordba.session import Session
-from lordba.tuner import LordbaConfig, lordba_layers
+from lordba.training.latents import to_latents, to_stored
+from lordba.training.tuner import LordbaConfig, lordba_layers
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 LAYERS = 3

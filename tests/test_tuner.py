@@ -17,7 +17,7 @@ from lordba.errors import LordbaError
 from lordba.lora import to_lora, write_lora
 from lordba.models import fingerprint, load_base
 from lordba.scales import ScaleCode
-from lordba.tuner import LordbaConfig, lordba_layers, start_from
+from lordba.training.tuner import LordbaConfig, lordba_layers, start_from
 
 IDS = torch.tensor([some_tokens(20), some_tokens(20, seed=1)])
 
@@ -286,7 +286,7 @@ import sys
 from pathlib import Path
 import torch
 from conftest import tiny_model
-assert "lordba.tuner" not in sys.modules
+assert "lordba.training.tuner" not in sys.modules
 from peft import LoraConfig, PeftModel
 for load in (lambda f: PeftModel.from_pretrained(tiny_model(), f), lambda f: tiny_model().load_adapter(f),
              lambda f: LoraConfig.from_pretrained(f)):

@@ -13,22 +13,22 @@ import torch.nn.functional as F
 from conftest import MAX_SEQ_LEN, tiny_model
 from torch import Tensor, nn
 
-from lordba.bundle import MANIFEST_NAME, Bundle, BundleFile, read_bundle
-from lordba.device_trainer import DeviceTrainer, Optimizer
 from lordba.export.executorch.capture import capture
 from lordba.export.executorch.decoder import Decoder
 from lordba.export.executorch.quantize import QuantizedLinear, SplitInt4Linear, quantize_base
 from lordba.export.executorch.train_program import TRAINING_NAME, training_program
 from lordba.files import sha256_of
 from lordba.layers import linear_size
-from lordba.ste import add_signed
+from lordba.runtime.bundle import MANIFEST_NAME, Bundle, BundleFile, read_bundle
+from lordba.runtime.device_trainer import DeviceTrainer, Optimizer
+from lordba.training.ste import add_signed
 
 R = 4
 NAMES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 class StraightThrough(nn.Module):
-    """A linear layer with latents of scaling 1, whose gradients autograd gets from lordba.ste."""
+    """A linear layer with latents of scaling 1, whose gradients autograd gets from lordba.training.ste."""
 
     def __init__(self, base: nn.Linear, a: Tensor, b: Tensor) -> None:
         super().__init__()

@@ -8,8 +8,8 @@ import numpy as np
 
 from lordba.adapter import load_adapter
 from lordba.blob import make_blob
-from lordba.bundle import read_bundle
-from lordba.onnx_adapter import INPUT, OnnxAdapter, ProgramInfo
+from lordba.runtime.bundle import read_bundle
+from lordba.runtime.onnx_adapter import INPUT, OnnxAdapter, ProgramInfo
 from lordba.scales import ScaleCode
 
 GOLDEN = Path(__file__).parents[2] / "tests" / "golden"

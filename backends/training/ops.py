@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.library import Library
 
-from lordba.latents import direct_factors
+from lordba.training.latents import direct_factors
 
 GROUP = 32
 IGNORED = -100
@@ -115,7 +115,7 @@ def latent_adapter_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients for x [1, T, d_in], `through` (that of the frozen layer) included, and for the latents, flat.
 
-    env is the identity backward (straight-through, lordba/ste.py).
+    env is the identity backward (straight-through, lordba/training/ste.py).
     """
     gx, gl = through.clone(), torch.zeros(_size(x, ranks, d_outs))
     for columns, a, b, of_a, of_b in _modules(x, latents, offset, ranks, d_outs):

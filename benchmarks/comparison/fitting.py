@@ -14,9 +14,9 @@ from torch import nn
 from lordba.adapter import Adapter, load_adapter, save_adapter
 from lordba.files import new_file, write_safetensors
 from lordba.lora import LoraAdapter, LoraModule, read_lora, write_lora
-from lordba.packing import adapter_of
-from lordba.training import LARGEST_NORM, OPTIMIZERS, Plan
-from lordba.tuner import LordbaConfig, start_from
+from lordba.training.loop import LARGEST_NORM, OPTIMIZERS, Plan
+from lordba.training.packing import adapter_of
+from lordba.training.tuner import LordbaConfig, start_from
 
 from .subjects import Subject
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from lordba.adapter import Adapter, SignModule
-from lordba.admm import LowRank, cosines, round_factors, to_signs
+from lordba.conversion.admm import LowRank, cosines, round_factors, to_signs
+from lordba.conversion.refit import fix_gauge, refit, store
 from lordba.convert import convert_lora
 from lordba.errors import LordbaError
 from lordba.lora import LoraAdapter, LoraModule
-from lordba.refit import fix_gauge, refit, store
 from lordba.scales import ScaleCode
 
 from .baselines import Compressed, loraquant, rtn, svd_gauge

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from lordba.adapter import Adapter
-from lordba.coreml_adapter import AdapterInputs
 from lordba.errors import LordbaError
 from lordba.layers import check_fits, linear_size
+from lordba.runtime.coreml_adapter import AdapterInputs
 
 from ..model import cache_shape, check_plain_attention, with_attention
 from . import ops  # noqa: F401 (registers the ops that the decoder calls)
@@ -105,7 +105,7 @@ class CoremlDecoder(nn.Module):
     """Tokens int32 [1, T] at position start int32 [1] -> logits of the last one, float [1, vocabulary].
 
     With caches, `start` tokens came before; without (`stateless`), every call takes the whole text and `start` is not
-    an input. In inputs mode the adapter comes with each call (lordba.coreml_adapter).
+    an input. In inputs mode the adapter comes with each call (lordba.runtime.coreml_adapter).
     """
 
     def __init__(

@@ -11,11 +11,11 @@ from unittest.mock import patch
 import torch
 
 from lordba.adapter import Adapter
-from lordba.bundle import Bundle
-from lordba.coreml_runner import BASE_FUNCTION, METHODS, CoremlRunner
 from lordba.errors import LordbaError
 from lordba.models import BaseModel
-from lordba.session import Session
+from lordba.runtime.bundle import Bundle
+from lordba.runtime.coreml_runner import BASE_FUNCTION, METHODS, CoremlRunner
+from lordba.runtime.session import Session
 
 from ..target import ExportOptions, Limits, Program, Way
 from .lowering import export_program, quiet

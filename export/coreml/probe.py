@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lordba.adapter import Adapter, SignModule
-from lordba.coreml_adapter import Parts
+from lordba.runtime.coreml_adapter import Parts
 from lordba.scales import decode_scales
 from lordba.signs import unpack_signs
 

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from lordba.adapter import Adapter
 from lordba.blob import make_blob
-from lordba.bundle import Bundle, ParityCheck
-from lordba.coreml_adapter import Parts
-from lordba.coreml_runner import BASE_FUNCTION, FUNCTIONS, INPUTS, PACKAGES, CoremlRunner
 from lordba.errors import LordbaError
 from lordba.models import BaseModel
-from lordba.session import Session
+from lordba.runtime.bundle import Bundle, ParityCheck
+from lordba.runtime.coreml_adapter import Parts
+from lordba.runtime.coreml_runner import BASE_FUNCTION, FUNCTIONS, INPUTS, PACKAGES, CoremlRunner
+from lordba.runtime.session import Session
 
 from ..model import check_length
 from ..target import ExportOptions, Limits, Program, Way

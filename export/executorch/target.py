@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from lordba.adapter import Adapter
-from lordba.bundle import Bundle, ParityCheck
-from lordba.executorch_runner import Program as RuntimeProgram
 from lordba.models import BaseModel
-from lordba.session import Session
+from lordba.runtime.bundle import Bundle, ParityCheck
+from lordba.runtime.executorch_runner import Program as RuntimeProgram
+from lordba.runtime.session import Session
 
 from ..target import ExportOptions, Program, Way, record_inputs, worst_error
 from ..verify import text_windows

@@ -5,8 +5,8 @@ from pathlib import Path
 import torch.nn.functional as F
 from torch import Tensor
 
-from lordba.bundle import ParityCheck
-from lordba.device_trainer import DeviceTrainer
+from lordba.runtime.bundle import ParityCheck
+from lordba.runtime.device_trainer import DeviceTrainer
 
 from .capture import Captured
 from .train_program import TrainingProgram

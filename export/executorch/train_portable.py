@@ -62,7 +62,7 @@ class DenseRows(Int8Rows):
 
 
 class PortableAdapter(nn.Module):
-    """A linear layer and its latents, the straight-through maths of lordba/ste.py left to autograd."""
+    """A linear layer and its latents, the straight-through maths of lordba/training/ste.py left to autograd."""
 
     def __init__(self, base: nn.Module, d_in: int, d_out: int, r: int, generator: torch.Generator) -> None:
         super().__init__()

@@ -9,7 +9,7 @@ import torch
 
 from lordba.adapter import Adapter
 from lordba.models import BaseModel
-from lordba.onnx_adapter import INPUT, SUFFIX, ProgramInfo, write_onnx_adapter
+from lordba.runtime.onnx_adapter import INPUT, SUFFIX, ProgramInfo, write_onnx_adapter
 
 from ..comparison import DTYPES
 from ..target import ExportOptions, Program, Way

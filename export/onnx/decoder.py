@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lordba.adapter import Adapter, SignModule
 from lordba.blob import make_blob
 from lordba.layers import LordbaLinear, linear_size
-from lordba.onnx_adapter import no_adapter
+from lordba.runtime.onnx_adapter import no_adapter
 from lordba.scales import ScaleCode
 
 from ..model import cache_shape, check_plain_attention, with_attention

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import torch
 
 from lordba.errors import LordbaError
-from lordba.onnx_adapter import INPUT
+from lordba.runtime.onnx_adapter import INPUT
 
 from .decoder import OnnxDecoder
 from .op import DOMAIN, IR_VERSION, NAME, OPSET, VERSION, function_body, register_schema

@@ -7,7 +7,7 @@ runs everywhere and never natively. Adapters are the same files as `model.onnx` 
 from pathlib import Path
 
 from lordba.backends.onnxruntime import library
-from lordba.onnx_adapter import onnxruntime
+from lordba.runtime.onnx_adapter import onnxruntime
 
 NATIVE_NAME = "model.native.ort"
 PORTABLE_NAME = "model.ort"

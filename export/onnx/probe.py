@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lordba.adapter import Adapter
 from lordba.blob import make_blob
-from lordba.onnx_adapter import INPUT, onnxruntime, with_code
+from lordba.runtime.onnx_adapter import INPUT, onnxruntime, with_code
 from lordba.scales import ScaleCode
 
 from ..target import Captured, record_inputs, worst_error

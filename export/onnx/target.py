@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from lordba.adapter import Adapter
-from lordba.bundle import Bundle
 from lordba.errors import LordbaError
 from lordba.layers import check_fits
 from lordba.models import BaseModel
-from lordba.onnx_adapter import SUFFIX, ProgramInfo, onnxruntime
-from lordba.onnx_runner import OnnxRunner
+from lordba.runtime.bundle import Bundle
+from lordba.runtime.onnx_adapter import SUFFIX, ProgramInfo, onnxruntime
+from lordba.runtime.onnx_runner import OnnxRunner
+from lordba.runtime.session import Session
 from lordba.scales import ScaleCode
-from lordba.session import Session
 
 from ..android import ONNX_MAX_SEQ_LEN
 from ..model import check_length

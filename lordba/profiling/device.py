@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from lordba.bundle import Bundle, read_bundle
 from lordba.errors import LordbaError
 from lordba.profiling.plan import Plan, Variant
 from lordba.profiling.record import BlockSeries, Device, profile_json
 from lordba.profiling.worker import tokens
+from lordba.runtime.bundle import Bundle, read_bundle
 
 REMOTE = PurePosixPath("/data/local/tmp/lordba")
 REPEATS = 4

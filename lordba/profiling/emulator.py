@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lordba.bundle import read_bundle
 from lordba.errors import LordbaError
 from lordba.profiling.host import machine_of
 from lordba.profiling.plan import Plan, Variant
 from lordba.profiling.record import Device, profile_json
 from lordba.profiling.worker import tokens
+from lordba.runtime.bundle import read_bundle
 
 EMULATOR = "qemu-aarch64-static"
 COMMAND = (EMULATOR, "-L", "/usr/aarch64-linux-gnu", "-cpu", "max,sme=off")

@@ -5,8 +5,8 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from lordba.bundle import Bundle
 from lordba.profiling.record import Device
+from lordba.runtime.bundle import Bundle
 
 
 def this_device() -> Device:

@@ -9,11 +9,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from lordba.bundle import Bundle
 from lordba.errors import LordbaError
 from lordba.profiling.host import load_average, machine_of, this_device
 from lordba.profiling.plan import Plan
 from lordba.profiling.record import BlockSeries, profile_json
+from lordba.runtime.bundle import Bundle
 
 BUSY = 0.5
 """Waiting processes per core from which on a machine counts as busy."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from lordba.executorch_runner import ExecuTorchRunner
+from lordba.runtime.executorch_runner import ExecuTorchRunner
 
 GROUPS = ("linears", "adapters", "attention", "rest", "runtime")
 Run = Counter[str]

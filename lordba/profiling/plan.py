@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lordba.bundle import COMPARISON_MODES, Bundle, BundleAdapter
 from lordba.errors import LordbaError
+from lordba.runtime.bundle import COMPARISON_MODES, Bundle, BundleAdapter
 
 CONTEXT = 128
 """Tokens in the cache when decoding is measured, where they fit."""

@@ -14,11 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lordba.bank import AdapterBank
-from lordba.bundle import Bundle, read_bundle
 from lordba.console import quiet_libraries
 from lordba.profiling.plan import Plan, Variant
-from lordba.session import Runner
+from lordba.runtime.bank import AdapterBank
+from lordba.runtime.bundle import Bundle, read_bundle
+from lordba.runtime.session import Runner
 
 TOKENS = range(3, 259)
 """Tokens that are fed, over and over: what a program computes does not change how long it takes."""
@@ -32,10 +32,10 @@ def tokens(n: int) -> list[int]:
 def open_runner(bundle: Bundle, threads: int, trace: Path | None = None) -> Runner:
     """The bundle's runner with that many threads; the process-wide part was set by `set_threads`."""
     if bundle.manifest.target == "executorch":
-        from lordba.executorch_runner import ExecuTorchRunner
+        from lordba.runtime.executorch_runner import ExecuTorchRunner
 
         return ExecuTorchRunner(bundle, trace=trace is not None)
-    from lordba.onnx_runner import OnnxRunner
+    from lordba.runtime.onnx_runner import OnnxRunner
 
     return OnnxRunner(bundle, threads=threads, spin=False, trace=trace)
 
@@ -45,7 +45,7 @@ def import_runtime(plan: Plan) -> None:
     if plan.variants[0].target == "executorch":
         from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401
     else:
-        from lordba.onnx_adapter import onnxruntime
+        from lordba.runtime.onnx_adapter import onnxruntime
 
         onnxruntime()
 
@@ -53,7 +53,7 @@ def import_runtime(plan: Plan) -> None:
 def set_threads(plan: Plan) -> None:
     """Give the runtime its threads, where that is a matter of the process."""
     if plan.variants[0].target == "executorch":
-        from lordba.executorch_runner import set_threads
+        from lordba.runtime.executorch_runner import set_threads
 
         set_threads(plan.threads)
 

@@ -159,7 +159,8 @@ class NewFile {
   std::ofstream file_;
 };
 
-// A text that grows: feeds tokens to the program in runs of its longest input, like lordba.session.Session in Python.
+// A text that grows: feeds tokens to the program in runs of its longest input, like lordba.runtime.session.Session in
+// Python.
 class Text {
  public:
   explicit Text(Program& program) : program_(program) {}

@@ -15,10 +15,10 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from lordba.adapter import Adapter, SignModule, load_adapter, save_adapter
 from lordba.blob import make_blob
-from lordba.bundle import BundleAdapter, Manifest, ParityCheck, write_manifest
 from lordba.layers import attach
 from lordba.models import fingerprint
 from lordba.profiling.record import Device, Series, profile_json
+from lordba.runtime.bundle import BundleAdapter, Manifest, ParityCheck, write_manifest
 from lordba.scales import ScaleCode, encode_scales
 from lordba.signs import pack_signs
 

@@ -1,6 +1,6 @@
 import Foundation
 
-/// What manifest.json says, format version 1 (docs/format.md); lordba/bundle.py writes it.
+/// What manifest.json says, format version 1 (docs/format.md); lordba/runtime/bundle.py writes it.
 public struct Manifest: Decodable, Equatable, Sendable {
   public static let formatVersion = 1
   public static let fileName = "manifest.json"

@@ -30,7 +30,8 @@ const lordba_trainer_module& module_of(const Trainer& trainer, jint index) {
   return trainer.modules[index];
 }
 
-// Gives both factors of each rank the same size: the product stays, and one rate then suits both (lordba.latents).
+// Gives both factors of each rank the same size: the product stays, and one rate then suits both
+// (lordba.training.latents).
 void balance(std::vector<float>& a, std::vector<float>& b, const lordba_trainer_module& m) {
   for (size_t k = 0; k < m.r; ++k) {
     double of_a = 0, of_b = 0;

@@ -4,7 +4,7 @@ import java.util.concurrent.locks.ReentrantLock
 import kotlin.concurrent.withLock
 
 /**
- * The adapters of a bundle over its program, loaded once; what `AdapterBank` of lordba/bank.py is.
+ * The adapters of a bundle over its program, loaded once; what `AdapterBank` of lordba/runtime/bank.py is.
  *
  * Threads may share a bank. The program has one KV cache, so one generation runs at a time and a swap waits for it;
  * [install] does not wait, and [remove] waits for those who use that adapter. Loaded adapters are kept, the last used

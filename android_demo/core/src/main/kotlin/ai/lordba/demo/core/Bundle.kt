@@ -3,7 +3,7 @@ package ai.lordba.demo.core
 import com.google.gson.JsonObject
 import java.io.File
 
-/** A bundle that was found complete and undamaged; what `Bundle` of lordba/bundle.py is. */
+/** A bundle that was found complete and undamaged; what `Bundle` of lordba/runtime/bundle.py is. */
 data class Bundle(
     val folder: File,
     val manifest: Manifest,

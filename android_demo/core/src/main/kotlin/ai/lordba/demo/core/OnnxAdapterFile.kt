@@ -10,7 +10,7 @@ private const val INPUT = "adapter"
 
 /**
  * An adapter's blob as ONNX Runtime's own file, `.onnx_adapter`, for a program over the base with this fingerprint and
- * with places for these modules, in this order (lordba/onnx_adapter.py).
+ * with places for these modules, in this order (lordba/runtime/onnx_adapter.py).
  */
 fun onnxAdapterBytes(
     blob: ByteArray,

@@ -3,7 +3,7 @@ package ai.lordba.demo.core
 import java.io.File
 
 /**
- * A loaded program with its KV cache, in its runtime; what `Runner` of lordba/session.py is.
+ * A loaded program with its KV cache, in its runtime; what `Runner` of lordba/runtime/session.py is.
  *
  * Callers see to it that one thread at a time calls it. Every method throws [LordbaError].
  */

@@ -1,6 +1,6 @@
 package ai.lordba.demo.core
 
-/** One loaded program with its KV cache and the adapter in use; what `Session` of lordba/session.py is. */
+/** One loaded program with its KV cache and the adapter in use; what `Session` of lordba/runtime/session.py is. */
 class Session(
     private val bundle: Bundle,
     private val runner: Runner,

@@ -7,7 +7,7 @@ import ai.lordba.demo.core.Runner
 import java.io.File
 
 /**
- * Runs a bundle for ExecuTorch; what `ExecuTorchRunner` of lordba/executorch_runner.py is.
+ * Runs a bundle for ExecuTorch; what `ExecuTorchRunner` of lordba/runtime/executorch_runner.py is.
  *
  * Adapters are inputs, or data files with which the program is loaded anew. [threads] 0 leaves their number to ExecuTorch,
  * which has one pool of threads for all programs of the process.

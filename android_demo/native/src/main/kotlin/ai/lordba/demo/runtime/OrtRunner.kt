@@ -16,7 +16,7 @@ import java.nio.FloatBuffer
 import java.nio.LongBuffer
 
 /**
- * Runs a bundle for ONNX Runtime, with our kernel from [library]; what `OnnxRunner` of lordba/onnx_runner.py is.
+ * Runs a bundle for ONNX Runtime, with our kernel from [library]; what `OnnxRunner` of lordba/runtime/onnx_runner.py is.
  *
  * The KV cache goes from one run's outputs to the next one's inputs, uncopied. [threads] 0 leaves their number to ONNX
  * Runtime. A library's name without a folder is looked up among the app's own.

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
-from lordba.bundle import Bundle, BundleAdapter, BundleFile, change_adapters, is_adapter_name
 from lordba.errors import LordbaError
 from lordba.files import new_file, sha256_of
+from lordba.runtime.bundle import Bundle, BundleAdapter, BundleFile, change_adapters, is_adapter_name
 
 if TYPE_CHECKING:
     from torch import Tensor

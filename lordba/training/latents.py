@@ -6,7 +6,7 @@ from torch import Tensor
 from lordba.adapter import SignModule
 from lordba.scales import ScaleCode, encode_scales
 from lordba.signs import pack_signs
-from lordba.ste import implied_scales, with_signs
+from lordba.training.ste import implied_scales, with_signs
 
 _TINY = torch.finfo(torch.float32).tiny
 

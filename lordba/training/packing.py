@@ -9,11 +9,11 @@ from torch import nn
 from lordba.adapter import PREFIX, Adapter, SignModule, save_adapter
 from lordba.convert import convert_lora
 from lordba.errors import LordbaError
-from lordba.latents import to_module, to_stored
 from lordba.lora import to_lora
 from lordba.models import fingerprint_of
 from lordba.scales import ScaleCode
-from lordba.tuner import lordba_config, lordba_layers
+from lordba.training.latents import to_module, to_stored
+from lordba.training.tuner import lordba_config, lordba_layers
 
 
 def pack(
@@ -28,7 +28,7 @@ def pack(
 
     fp32 scales repeat the trained layers bit for bit (in eval mode, or trained in float32); the other codes fit scales
     and signs once more to what they can hold. Without `refit`, the result is the direct form that a device packs, byte
-    for byte: the latents' own signs and their implied scales (lordba.latents.to_stored).
+    for byte: the latents' own signs and their implied scales (lordba.training.latents.to_stored).
     The base's fingerprint is taken from the model if that is in float32
     throughout; otherwise give it (lordba.models.fingerprint of the base before it was cast or quantized) or none is
     recorded.

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from lordba.adapter import Adapter
 from lordba.blob import MAGIC
-from lordba.bundle import Bundle
 from lordba.errors import LordbaError
-from lordba.install import write_blob
+from lordba.runtime.bundle import Bundle
+from lordba.runtime.install import write_blob
 
 if TYPE_CHECKING:
     from executorch.runtime import Runtime

@@ -4,10 +4,10 @@ import struct
 
 import numpy as np
 
-from lordba.bundle import Bundle
-from lordba.device_trainer import DeviceTrainer
 from lordba.errors import LordbaError
-from lordba.install import MAGIC
+from lordba.runtime.bundle import Bundle
+from lordba.runtime.device_trainer import DeviceTrainer
+from lordba.runtime.install import MAGIC
 
 _RECORD = struct.Struct("<4I6Q")
 _HEADER_BYTES = 32
@@ -16,7 +16,7 @@ _HEADER_BYTES = 32
 def read_latents(bundle: Bundle, name: str, trainer: DeviceTrainer) -> None:
     """Set a trainer's latents to an adapter of the bundle; both factors of a rank get the same size.
 
-    What lordba.latents.to_latents makes of its folder. LordbaError if the adapter has another rank or other modules.
+    What lordba.training.latents.to_latents makes of its folder. LordbaError for another rank or other modules.
     """
     file = bundle.adapter_file(name)
     assert file is not None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lordba.adapter import SignModule
-from lordba.admm import LowRank, SignFactors, relative_error, signs
+from lordba.conversion.admm import LowRank, SignFactors, relative_error, signs
 from lordba.scales import ScaleCode, decode_scales, encode_scales
 from lordba.signs import pack_signs
 

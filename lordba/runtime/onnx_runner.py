@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from lordba.adapter import Adapter
-from lordba.bundle import COMPARISON_MODES, Bundle
 from lordba.errors import LordbaError
-from lordba.onnx_adapter import OnnxAdapter, ProgramInfo, onnxruntime
+from lordba.runtime.bundle import COMPARISON_MODES, Bundle
+from lordba.runtime.onnx_adapter import OnnxAdapter, ProgramInfo, onnxruntime
 
 FIXED_INPUTS = {"input_ids", "attention_mask", "position_ids"}
 

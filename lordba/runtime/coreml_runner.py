@@ -10,10 +10,10 @@ import torch
 
 from lordba.adapter import Adapter
 from lordba.blob import read_module
-from lordba.bundle import Bundle
-from lordba.coreml_adapter import AdapterInputs, Parts
 from lordba.errors import LordbaError
-from lordba.install import write_blob
+from lordba.runtime.bundle import Bundle
+from lordba.runtime.coreml_adapter import AdapterInputs, Parts
+from lordba.runtime.install import write_blob
 from lordba.signs import unpack_signs
 
 BASE_FUNCTION = "base"

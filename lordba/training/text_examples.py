@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from lordba.data_sets import FORMATS, Source, read_records
 from lordba.errors import LordbaError
+from lordba.training.data_sets import FORMATS, Source, read_records
 
 IGNORED = -100  # the label of tokens that are read but not learned
 Encode = Callable[[str, bool], list[int]]
@@ -30,7 +30,7 @@ def read_sequences(
 ) -> list[Sequence]:
     """Examples of a text file (windows of max_length tokens), or of records (one example each, cut to it).
 
-    Records are the lines of a .jsonl file or the rows of a data set (lordba.data_sets): {"text": ...}, learned as a
+    Records are the lines of a .jsonl file or the rows of a data set (data_sets.py): {"text": ...}, learned as a
     whole, or {"prompt": ..., "completion": ...}, whose completion alone is learned; both close with the `end` tokens.
     `columns` names the one or two columns that are meant.
     """

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from lordba.adapter import Adapter, load_adapter
-from lordba.bundle import Bundle, read_bundle
 from lordba.errors import LordbaError
-from lordba.install import install, remove
-from lordba.session import Runner, Session, open_runner
+from lordba.runtime.bundle import Bundle, read_bundle
+from lordba.runtime.install import install, remove
+from lordba.runtime.session import Runner, Session, open_runner
 
 DEFAULT_BUDGET = 64 << 20
 

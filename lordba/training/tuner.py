@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from lordba.adapter import FORMAT_VERSION, PREFIX, Adapter, SignModule, take_module
 from lordba.errors import LordbaError
-from lordba.latents import to_latents
 from lordba.layers import SignTerm, linear_size
 from lordba.scales import ScaleCode
-from lordba.ste import add_signed, frozen_linear, is_quantized
+from lordba.training.latents import to_latents
+from lordba.training.ste import add_signed, frozen_linear, is_quantized
 
 try:
     from peft import PeftConfig, PeftType

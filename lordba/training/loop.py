@@ -17,11 +17,11 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lordba.checkpoint import last_checkpoint, load_checkpoint, save_checkpoint
 from lordba.errors import LordbaError
-from lordba.optim import Lion8bit
-from lordba.schedule import learning_rate
-from lordba.train_data import IGNORED, Example, batch_of, micro_batches
+from lordba.training.batches import IGNORED, Example, batch_of, micro_batches
+from lordba.training.checkpoint import last_checkpoint, load_checkpoint, save_checkpoint
+from lordba.training.optim import Lion8bit
+from lordba.training.schedule import learning_rate
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": torch.optim.AdamW, "lion8bit": Lion8bit}
 LARGEST_NORM = 1.0

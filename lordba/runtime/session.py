@@ -7,8 +7,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from lordba.adapter import Adapter
-from lordba.bundle import Bundle
 from lordba.errors import LordbaError
+from lordba.runtime.bundle import Bundle
 
 
 class Runner(Protocol):
@@ -92,7 +92,7 @@ def open_runner(bundle: Bundle, *, reference: bool = False) -> Runner:
     """Load the bundle's program in the runtime that it was exported for; `reference` takes our interpreter instead."""
     target = bundle.manifest.target
     if target == "coreml":
-        from lordba.coreml_runner import CoremlRunner
+        from lordba.runtime.coreml_runner import CoremlRunner
 
         return CoremlRunner(bundle, reference=reference)
     if reference:
@@ -106,11 +106,11 @@ def open_runner(bundle: Bundle, *, reference: bool = False) -> Runner:
             "nothing runs it here"
         )
     if target == "executorch":
-        from lordba.executorch_runner import ExecuTorchRunner
+        from lordba.runtime.executorch_runner import ExecuTorchRunner
 
         return ExecuTorchRunner(bundle)
     if target == "onnx":
-        from lordba.onnx_runner import OnnxRunner
+        from lordba.runtime.onnx_runner import OnnxRunner
 
         return OnnxRunner(bundle)
     raise LordbaError(

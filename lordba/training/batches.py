@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lordba.text_examples import IGNORED, read_sequences
+from lordba.training.text_examples import IGNORED, read_sequences
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

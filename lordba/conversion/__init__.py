@@ -1,0 +1,1 @@
+"""From low-rank factors to signs and scales."""

@@ -1,0 +1,1 @@
+"""Training through signs: the PEFT tuner, its arithmetic, the loop, its data, and packing."""
