@@ -103,6 +103,7 @@ def measure(work: Path, model: str, target: str, options: argparse.Namespace) ->
     if options.again or not path.is_file():
         bundle, against, adapter = export(work, model, target, options)
         arguments = [str(bundle), "--adapter", adapter, "--threads", options.threads, "--rounds", str(options.rounds)]
+        arguments += ["--processes", str(options.processes)]
         arguments += ["--prompt-lengths", LENGTHS[model], "--clock", options.clock]
         for other in against:
             arguments += ["--against", str(other)]
@@ -148,7 +149,8 @@ def main() -> None:
     parser.add_argument("--against", default=AGAINST, help=f"forms of --adapter-form to compare with: {AGAINST}")
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--clock", default="wall", choices=["wall", "cpu"])
-    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--processes", type=int, default=6)
     parser.add_argument("--wide-layers", type=int, default=6)
     parser.add_argument("--again", action="store_true", help="measure anew what has been measured")
     parser.add_argument("--docs", type=Path, default=PROJECT / "docs", help="where latency.* is written")

@@ -70,8 +70,8 @@ def parser() -> argparse.ArgumentParser:
         choices=["wall", "cpu"],
         help="cpu: processor time, for a machine that does other work too, with one thread (default: wall)",
     )
-    add("--rounds", type=int, default=5, metavar="N", help="rounds in each process (default: 5)")
-    add("--processes", type=int, default=3, metavar="N", help="processes per thread count (default: 3)")
+    add("--rounds", type=int, default=3, metavar="N", help="rounds in each process (default: 3)")
+    add("--processes", type=int, default=6, metavar="N", help="processes per thread count (default: 6)")
     add(
         "--device",
         default="here",
@@ -133,7 +133,15 @@ def measure(arguments: argparse.Namespace) -> str:
     threads = arguments.threads
     loads = max(2, -(-LEAST // arguments.processes))
     plan = plans.Plan(
-        variants, lengths, arguments.decode, context, threads[0], arguments.rounds, loads, 10, arguments.clock
+        variants,
+        lengths,
+        arguments.decode,
+        context,
+        threads[0],
+        arguments.rounds,
+        loads,
+        swaps=10,
+        clock=arguments.clock,
     )
     quiet_libraries()
     with progress_bar() as progress:

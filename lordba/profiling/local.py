@@ -15,6 +15,10 @@ from lordba.profiling.plan import Plan
 from lordba.profiling.record import BlockSeries, profile_json
 from lordba.runtime.bundle import Bundle
 
+HUGE_PAGES = "glibc.malloc.hugetlb=1"
+"""Weights in pages of 4 KiB lie where chance put them, which moves decode by a tenth and more."""
+MANY_PROCESSES = 4
+"""From so many on a process is one sample of the noise: what its memory is like, all its rounds share."""
 BUSY = 0.5
 """Waiting processes per core from which on a machine counts as busy."""
 
@@ -40,9 +44,11 @@ def profile(
         found: dict[tuple[int, str, int], list[list[float]]] = {}
         for process in range(processes):
             what = f"{thread_count(count)}, process {process + 1} of {processes}"
-            for row in run_worker(with_threads, "time", partial(report, what, plan.rounds + 1)):
+            turn = replace(with_threads, first=process)
+            for row in run_worker(turn, "time", partial(report, what, plan.rounds + 1)):
                 samples = row["samples"]
                 block = {"swap": len(samples), "decode": plan.decode}.get(row["phase"], 1)
+                block = len(samples) if processes >= MANY_PROCESSES else block
                 blocks = [samples[i : i + block] for i in range(0, len(samples), block)]
                 found.setdefault((row["variant"], row["phase"], row["T"]), []).extend(blocks)
         series += series_of(with_threads, found)
@@ -95,7 +101,7 @@ def thread_count(threads: int) -> str:
 
 def run_worker(plan: Plan, mode: str, report: Callable[[int], None]) -> Any:
     """Run a worker to its end and return its result; it says on stderr when a step is done."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(plan.threads)}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(plan.threads), "GLIBC_TUNABLES": HUGE_PAGES}
     command = [sys.executable, "-m", "lordba.profiling.worker", mode]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment

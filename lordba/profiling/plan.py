@@ -69,6 +69,8 @@ class Plan:
     rounds: int
     loads: int
     swaps: int
+    first: int = 0
+    """The variant that is loaded first, the others follow in turn: it gets the largest pieces of memory."""
     clock: str = "wall"
     """"cpu": the processor time of the process, which other work on the machine touches less; for one thread."""
 

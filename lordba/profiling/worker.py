@@ -116,8 +116,9 @@ def measure(plan: Plan, report: Callable[[], None]) -> list[dict[str, Any]]:
             gc.collect()
             if turn:
                 samples.setdefault((i, "load", 0), []).append(loaded)
-    programs = [load(variant) for variant in plan.variants]
-    for i, program in enumerate(programs):
+    order = [(i + plan.first) % len(plan.variants) for i in range(len(plan.variants))]
+    programs = dict(sorted({i: load(plan.variants[i]) for i in order}.items()))
+    for i, program in programs.items():
         if program.variant.use and plan.swaps:
             samples[i, "swap", 0] = swap(program, plan.swaps)
     for round_ in range(plan.rounds + 1):
