@@ -17,9 +17,10 @@ from golden.demo import make
 from lordba import profile
 from lordba.console import run_command
 from lordba.errors import LordbaError
-from lordba.profiling import emulator, operators, plan, worker
+from lordba.profiling import emulator, local, operators, plan, worker
 from lordba.profiling.changes import changes
 from lordba.profiling.page import page
+from lordba.profiling.plan import Variant
 from lordba.profiling.record import BlockSeries, Device, Series, overhead, profile_json, read_profile
 from lordba.runtime.bundle import Bundle
 
@@ -143,6 +144,28 @@ def test_noise_comes_from_blocks_where_samples_share_their_luck():
     assert overhead(other, one)[1] == pytest.approx(by_hand)
     plain = [Series("onnx", "m", "int4", name, "decode", 1, 1, samples) for name in ("none", "lordba")]
     assert overhead(plain[1], plain[0])[1] < by_hand / 2
+
+
+@pytest.mark.parametrize("processes, block", [(3, 4), (4, 12)])
+def test_many_processes_are_samples_of_the_noise_and_load_in_turn(processes, block, monkeypatch, tiny_bundle):
+    """Three processes are too few to tell it: their rounds, of 4 tokens each, are the samples."""
+    steps = plan.Plan([Variant("", "onnx", "m", "int4", name) for name in ("none", "lordba")], [8], 4, 16, 1, 3, 2, 2)
+    turns = []
+
+    def worker(plan, mode, report):
+        if mode != "time":
+            return [0, 0] if mode == "memory" else []
+        turns.append([10.0 + plan.first % 2 + 0.01 * k for k in range(12)])
+        return [{"variant": i, "phase": "decode", "T": 1, "samples": turns[plan.first]} for i in range(2)]
+
+    monkeypatch.setattr(local, "run_worker", worker)
+    text = local.profile(tiny_bundle("none", "input"), steps, [1], processes, [], lambda *_: None)
+    (noise,) = [row["noise_pct"] for row in json.loads(text)["rows"] if row["adapter"] == "lordba"]
+    assert len(turns) == processes
+    samples = [sample for turn in turns for sample in turn]
+    blocks = [samples[i : i + block] for i in range(0, len(samples), block)]
+    series = BlockSeries("onnx", "m", "int4", "none", "decode", 1, 1, samples, blocks=blocks)
+    assert noise == pytest.approx(overhead(series, series)[1], abs=0.01)
 
 
 def test_two_profiles_are_compared():
