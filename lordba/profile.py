@@ -29,6 +29,7 @@ examples:
   python -m lordba.profile bundle-executorch --device adb --runner build-android/lordba_runner --json phone.json
 """
 
+LOADS, SWAPS = 7, 10
 LEAST = 3
 """Samples that a spread can be told from."""
 
@@ -131,7 +132,6 @@ def measure(arguments: argparse.Namespace) -> str:
     notes = [*dropped, *base_note(variants)]
     context = plans.context_of([bundle, *against], arguments.decode)
     threads = arguments.threads
-    loads = max(2, -(-LEAST // arguments.processes))
     plan = plans.Plan(
         variants,
         lengths,
@@ -139,8 +139,8 @@ def measure(arguments: argparse.Namespace) -> str:
         context,
         threads[0],
         arguments.rounds,
-        loads,
-        swaps=10,
+        LOADS,
+        SWAPS,
         clock=arguments.clock,
     )
     quiet_libraries()

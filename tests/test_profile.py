@@ -71,7 +71,7 @@ def test_the_record_has_the_golden_shape(measured):
 def test_every_variant_has_its_phases(measured):
     record, _, _ = measured
     titles = ["base only", "dense LoRA fp32", "LoRDBA program, no adapter", "LoRDBA"]
-    for phase, length, samples in (("load", 0, 3), ("prefill", 8, 3), ("prefill", 32, 3), ("decode", 1, 12)):
+    for phase, length, samples in (("load", 0, profile.LOADS), ("prefill", 8, 3), ("prefill", 32, 3), ("decode", 1, 12)):
         rows = [row for row in record["rows"] if (row["phase"], row["T"]) == (phase, length)]
         assert [plan.title_of(row) for row in rows] == titles
         assert {row["samples"] for row in rows} == {samples}
@@ -114,7 +114,8 @@ def test_onnx_runtime(comparison, tiny_base, north_south, tmp_path):
     bundle, lora = read_bundle(tmp_path / "bundle"), comparison("onnx", "lora-fp32")
     variants = plan.variants_of(bundle, "north", [comparison("onnx", "none"), lora])
     steps = plan.Plan(variants, [16], 3, 16, threads=1, rounds=1, loads=1, swaps=2)
-    times = worker.measure(plan.Plan.read(steps.json()), lambda: None)
+    read = plan.Plan.read(steps.json())
+    times = worker.measure(read, lambda: None) + worker.load(read, lambda: None)
     assert {(row["variant"], row["phase"]) for row in times} == {
         *((i, phase) for i in range(4) for phase in ("load", "prefill", "decode")),
         (3, "swap"),

@@ -51,6 +51,9 @@ def profile(
                 block = len(samples) if processes >= MANY_PROCESSES else block
                 blocks = [samples[i : i + block] for i in range(0, len(samples), block)]
                 found.setdefault((row["variant"], row["phase"], row["T"]), []).extend(blocks)
+        if count == threads[0]:
+            for row in run_worker(with_threads, "load", partial(report, "load", plan.loads + 1)):
+                found[row["variant"], "load", 0] = [[sample] for sample in row["samples"]]
         series += series_of(with_threads, found)
     total = len(plan.variants)
     least = replace(plan, threads=threads[0])
@@ -101,7 +104,9 @@ def thread_count(threads: int) -> str:
 
 def run_worker(plan: Plan, mode: str, report: Callable[[int], None]) -> Any:
     """Run a worker to its end and return its result; it says on stderr when a step is done."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(plan.threads), "GLIBC_TUNABLES": HUGE_PAGES}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(plan.threads)}
+    if mode != "load":  # which the kernel's search for huge pages would make longer, and another time each time
+        environment["GLIBC_TUNABLES"] = HUGE_PAGES
     command = [sys.executable, "-m", "lordba.profiling.worker", mode]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment

@@ -1,7 +1,7 @@
 """One process that measures: `python -m lordba.profiling.worker MODE`, a plan as JSON on stdin, a result on stdout.
 
 A fresh one per thread count (a runtime's threads are set before it loads anything) and per repetition (where a
-program comes to lie in memory is drawn once per process). Modes: `time`, `memory`, `operators`.
+program comes to lie in memory is drawn once per process). Modes: `time`, `load`, `memory`, `operators`.
 """
 
 import gc
@@ -105,19 +105,9 @@ def measure(plan: Plan, report: Callable[[], None]) -> list[dict[str, Any]]:
     set_threads(plan)
     bundles = {variant.folder: read_bundle(Path(variant.folder)) for variant in plan.variants}
     samples: dict[tuple[int, str, int], list[float]] = {}
-
-    def load(variant: Variant) -> Program:
-        return Program(variant, bundles[variant.folder], plan)
-
-    for turn in range(plan.loads + 1):
-        for i in range(len(plan.variants)):
-            i = (i + turn) % len(plan.variants)
-            loaded = load(plan.variants[i]).load_ms  # and gone: each finds the memory that another has left
-            gc.collect()
-            if turn:
-                samples.setdefault((i, "load", 0), []).append(loaded)
     order = [(i + plan.first) % len(plan.variants) for i in range(len(plan.variants))]
-    programs = dict(sorted({i: load(plan.variants[i]) for i in order}.items()))
+    loaded = {i: Program(plan.variants[i], bundles[plan.variants[i].folder], plan) for i in order}
+    programs = dict(sorted(loaded.items()))
     for i, program in programs.items():
         if program.variant.use and plan.swaps:
             samples[i, "swap", 0] = swap(program, plan.swaps)
@@ -133,6 +123,22 @@ def measure(plan: Plan, report: Callable[[], None]) -> list[dict[str, Any]]:
     return [
         {"variant": i, "phase": phase, "T": length, "samples": times} for (i, phase, length), times in samples.items()
     ]
+
+
+def load(plan: Plan, report: Callable[[], None]) -> list[dict[str, Any]]:
+    """The samples of loading each variant, alone in the process and in turn: each finds memory that another left."""
+    set_threads(plan)
+    bundles = [read_bundle(Path(variant.folder)) for variant in plan.variants]
+    times: list[list[float]] = [[] for _ in bundles]
+    for turn in range(plan.loads + 1):
+        for k in range(len(bundles)):
+            i = (k + turn) % len(bundles)
+            taken = Program(plan.variants[i], bundles[i], plan).load_ms
+            gc.collect()
+            if turn:  # the first one warms up
+                times[i].append(taken)
+        report()
+    return [{"variant": i, "phase": "load", "T": 0, "samples": samples} for i, samples in enumerate(times)]
 
 
 def swap(program: Program, swaps: int) -> list[float]:
@@ -227,6 +233,8 @@ def main() -> None:
 
     if mode == "time":
         result: Any = measure(plan, report)
+    elif mode == "load":
+        result = load(plan, report)
     elif mode == "memory":
         result = peak_memory(plan, report)
     else:
