@@ -71,7 +71,8 @@ def test_the_record_has_the_golden_shape(measured):
 def test_every_variant_has_its_phases(measured):
     record, _, _ = measured
     titles = ["base only", "dense LoRA fp32", "LoRDBA program, no adapter", "LoRDBA"]
-    for phase, length, samples in (("load", 0, profile.LOADS), ("prefill", 8, 3), ("prefill", 32, 3), ("decode", 1, 12)):
+    counts = {("load", 0): profile.LOADS, ("prefill", 8): 3, ("prefill", 32): 3, ("decode", 1): 12}
+    for (phase, length), samples in counts.items():
         rows = [row for row in record["rows"] if (row["phase"], row["T"]) == (phase, length)]
         assert [plan.title_of(row) for row in rows] == titles
         assert {row["samples"] for row in rows} == {samples}
