@@ -65,10 +65,9 @@ def wide_model(folder: Path, layers: int) -> None:
 
     linears = ((path, linear_size(layer)) for path, layer in model.named_modules() if path != "lm_head")
     modules = {path: module(*size) for path, size in linears if size}
-    tokenizer.save_pretrained(folder / "model")
-    model.save_pretrained(folder / "model")
-    name = folder.name
-    save_adapter(Adapter(modules, ScaleCode.LOG4, name, fingerprint(model)), folder / "random")
+    tokenizer.save_pretrained(folder / folder.name)  # the name that the tables have
+    model.save_pretrained(folder / folder.name)
+    save_adapter(Adapter(modules, ScaleCode.LOG4, folder.name, fingerprint(model)), folder / "random")
 
 
 def export(work: Path, model: str, target: str, options: argparse.Namespace) -> tuple[Path, list[Path], str]:
@@ -82,7 +81,7 @@ def export(work: Path, model: str, target: str, options: argparse.Namespace) -> 
         folder = work / f"random-d2048-{layers}-layers"
         if not (folder / "random").is_dir():
             wide_model(folder, layers)
-        arguments += ["--model", str(folder / "model"), "--adapter", f"random={folder / 'random'}"]
+        arguments += ["--model", str(folder / folder.name), "--adapter", f"random={folder / 'random'}"]
     made = []
     for form in ("signs", *options.against.split(",")):
         bundle = work / f"{model}-{target}-{form}"
