@@ -6,8 +6,6 @@ rank and modules and computes the same update, so that only the form of its fact
 
 from dataclasses import replace
 
-import torch
-
 from lordba.adapter import Adapter
 from lordba.errors import LordbaError
 from lordba.files import check_new_folder, new_folder, size_of
@@ -16,13 +14,12 @@ from lordba.runtime.bundle import COMPARISON_MODES, MANIFEST_NAME, BundleAdapter
 from lordba.threads import one_torch_thread
 
 from .bundle import ExportResult, Report, eos_ids, prepare, quantized, write_unverified
-from .target import ExportOptions, Target
+from .target import LORA_DTYPES, ExportOptions, Target
 from .verify import compare, eager_logits, judge, program_logits
 
 WINDOWS = 2
 FP16_LIMITS = {"max_abs_err": 0.05, "max_rel_err": 0.002, "mean_kl": 1e-5}
 """What rounding an adapter's factors to fp16 may change in a program that is exact otherwise."""
-DTYPES = {"lora-fp32": torch.float32, "lora-fp16": torch.float16}
 
 
 def comparison_target(
@@ -81,6 +78,6 @@ def export_comparison(
 
 def dense_entry(name: str, adapter: Adapter, form: str, file: str) -> BundleAdapter:
     """What the manifest says of an adapter in dense form: its factors' bytes, and the file that holds them."""
-    size = DTYPES[form].itemsize * adapter.fp16_lora_bytes // 2
+    size = LORA_DTYPES[form].itemsize * adapter.fp16_lora_bytes // 2
     code = form.removeprefix("lora-")
     return BundleAdapter(name, file, adapter.r, code, len(adapter.modules), size, adapter.fp16_lora_bytes, size)

@@ -13,6 +13,8 @@ from lordba.runtime.bundle import Bundle, ParityCheck
 from lordba.runtime.session import Session
 
 Limits = Mapping[str, float]
+LORA_DTYPES = {"lora-fp32": torch.float32, "lora-fp16": torch.float16}
+"""What the factors of a dense LoRA are stored as, in programs to compare with."""
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from lordba.adapter import Adapter, SignModule
 from lordba.models import BaseModel
 
-from ..comparison import DTYPES
-from ..target import ExportOptions, Program
+from ..target import LORA_DTYPES, ExportOptions, Program
 from .adapted import AdaptedLinear
 from .lowering import lower
 from .quantize import bare_linear
@@ -59,7 +58,7 @@ class ExecuTorchComparison(ExecuTorchTarget):
                 paths = slot.paths[layer._first : layer._first + len(layer.d_outs)]
                 modules = [self.adapter.modules.get(path or "") for path in paths]
                 if self.form != "none" and any(modules):
-                    layer.linear = DenseLora(layer.linear, modules, layer.d_outs, DTYPES[self.form])
+                    layer.linear = DenseLora(layer.linear, modules, layer.d_outs, LORA_DTYPES[self.form])
                 layer._slot = None
         slot.paths.clear()
         self.lowered = lower(self.captured, None, self.form, runner_metadata(self.base, self.max_seq_len, eos_ids))

@@ -11,8 +11,7 @@ from lordba.adapter import Adapter
 from lordba.models import BaseModel
 from lordba.runtime.onnx_adapter import INPUT, SUFFIX, ProgramInfo, write_onnx_adapter
 
-from ..comparison import DTYPES
-from ..target import ExportOptions, Program, Way
+from ..target import LORA_DTYPES, ExportOptions, Program, Way
 from .lowering import requires, save
 from .op import DOMAIN, NAME
 from .target import PROGRAM_NAME, OnnxTarget
@@ -30,7 +29,7 @@ class OnnxComparison(OnnxTarget):
 
     def lower(self, fingerprint: str, eos_ids: list[int]) -> None:
         super().lower(fingerprint, eos_ids)
-        replace_nodes(self.model, None if self.form == "none" else DTYPES[self.form], self.adapter)
+        replace_nodes(self.model, None if self.form == "none" else LORA_DTYPES[self.form], self.adapter)
         self.info = ProgramInfo(fingerprint, self.scale_code, {})
         self.model.metadata_props.update(self.info.metadata())
 
@@ -40,7 +39,9 @@ class OnnxComparison(OnnxTarget):
         if self.form != "none":
             file = f"adapters/{self.adapter_name}{SUFFIX}"
             (folder / "adapters").mkdir()
-            write_onnx_adapter(folder / file, dict(factors(self.adapter, DTYPES[self.form])), self.info.model_version)
+            write_onnx_adapter(
+                folder / file, dict(factors(self.adapter, LORA_DTYPES[self.form])), self.info.model_version
+            )
         figure = f"{len(self.adapter.modules)} modules as two MatMuls each" if file else "no adapter nodes"
         return Program(PROGRAM_NAME, requires(self.model), self.form, [], {}, file, figure)
 
