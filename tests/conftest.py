@@ -31,6 +31,13 @@ VOCABULARY = 320
 MAX_SEQ_LEN = 64
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gpt2", "phi")
 FAST_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+LONGEST = ("test_smollm2", "test_onnx_smollm2", "test_profile", "test_coreml", "test_benchmarks")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest come first, or a core is idle while the other finishes them."""
+    place = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
 
 
 def tiny_model(family: str = "llama", seed: int = 0, **changes: object) -> Any:
