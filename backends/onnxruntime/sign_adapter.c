@@ -1,9 +1,9 @@
 /*
  * ai.lordba::SignAdapter for ONNX Runtime: y = base + s_out * (B (s_mid * (A (s_in * x)))), over backends/kernels.
  *
- * Inputs: x [..., d_in], base [..., d_out], adapter [n], a blob (docs/format.md) of which a node reads the module that its
- * attribute names. The blob is checked at every call, for it is another input each time. A call keeps no state, so that
- * one session may run on several threads.
+ * Inputs: x [..., d_in], base [..., d_out], adapter [n], a blob (docs/format.md) of which a node reads the module that
+ * its attribute names. The blob is checked at every call, for it is another input each time. A call keeps no state, so
+ * that one session may run on several threads.
  */
 #include "sign_adapter.h"
 
@@ -98,10 +98,11 @@ static OrtStatus* find_module(const Kernel* kernel, const Tensor* in, size_t tok
     return invalid(kernel->api, message);
   }
   if (module->r != 0 && (module->d_in != d_in || module->d_out != d_out)) {
-    snprintf(message, sizeof message,
-             "SignAdapter: module %llu of the adapter maps %u to %u channels, the node %zu to %zu; this adapter belongs "
-             "to another program",
-             (unsigned long long)kernel->module, module->d_in, module->d_out, d_in, d_out);
+    snprintf(
+        message, sizeof message,
+        "SignAdapter: module %llu of the adapter maps %u to %u channels, the node %zu to %zu; this adapter belongs "
+        "to another program",
+        (unsigned long long)kernel->module, module->d_in, module->d_out, d_in, d_out);
     return invalid(kernel->api, message);
   }
   return NULL;

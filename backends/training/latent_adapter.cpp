@@ -1,4 +1,5 @@
-// An adapter in training: y = base + env(B) env(A) x for the layers that share x, from flat latents (lordba/training/ste.py).
+// An adapter in training: y = base + env(B) env(A) x for the layers that share x, from flat latents
+// (lordba/training/ste.py).
 #include <executorch/extension/kernel_util/make_boxed_from_unboxed_functor.h>
 
 #include <algorithm>

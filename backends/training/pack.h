@@ -1,8 +1,10 @@
 /*
- * Latents to signs and scales without PyTorch, in the direct form of lordba/training/latents.py (`to_stored`): byte for byte.
+ * Latents to signs and scales without PyTorch, in the direct form of lordba/training/latents.py (`to_stored`): byte for
+ * byte.
  *
  * A latent M [n][k] stands for sign(M) * p q^T with p the row means of |M| and q its column means over the mean
- * (lordba/training/ste.py). Sums run in double precision in the order of their indices, so that every language can repeat them.
+ * (lordba/training/ste.py). Sums run in double precision in the order of their indices, so that every language can
+ * repeat them.
  */
 #ifndef LORDBA_PACK_H
 #define LORDBA_PACK_H
