@@ -22,7 +22,7 @@ from lordba.adapter_folder import (
     write_adapter_folder,
 )
 from lordba.errors import LordbaError
-from lordba.scales import EncodedScales, ScaleCode, check_encoded, decode_scales
+from lordba.scales import EncodedScales, ScaleCode, check_encoded, decode_scales, encode_scales
 from lordba.signs import has_clean_padding, packed_width, unpack_signs
 
 
@@ -66,6 +66,12 @@ class SignModule:
         a = unpack_signs(self.a_signs, self.d_in, torch.float64) * s_mid[:, None] * s_in
         b = unpack_signs(self.b_signs, self.r, torch.float64) * s_out[:, None]
         return b, a
+
+
+def zero_module(d_in: int, d_out: int, r: int, code: ScaleCode) -> SignModule:
+    """A module of this size that adds nothing: signs of +1, scales of zero."""
+    a, b = (torch.zeros(*shape, dtype=torch.uint8) for shape in ((r, packed_width(d_in)), (d_out, packed_width(r))))
+    return SignModule(a, b, *(encode_scales(torch.zeros(n), code) for n in (d_in, r, d_out)))
 
 
 @dataclass(frozen=True)

@@ -179,7 +179,7 @@ static OrtStatus* ORT_CALL compute(void* state, OrtKernelContext* context) {
   lordba_module module;
   status = find_module(kernel, in, tokens, &module);
   if (status) return status;
-  if (module.r == 0 || lordba_is_zero(&module)) {
+  if (lordba_is_zero(&module)) {
     if (y != in[BASE].data) memcpy(y, in[BASE].data, in[BASE].elements * float_bytes);
     return NULL;
   }

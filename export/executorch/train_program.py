@@ -4,14 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
-from lordba.adapter import Adapter, SignModule
+from lordba.adapter import Adapter, SignModule, zero_module
 from lordba.errors import LordbaError
 from lordba.layers import linear_size
-from lordba.scales import ScaleCode, encode_scales
-from lordba.signs import pack_signs
+from lordba.scales import ScaleCode
 
 from .decoder import Decoder, why_not_fast
 from .train_portable import portable_program
@@ -63,7 +61,6 @@ def largest_adapter(model: nn.Module, paths: Sequence[str | None], rank: int) ->
     def module(path: str) -> SignModule:
         size = linear_size(model.get_submodule(path))
         assert size is not None  # check_fits has seen to it
-        scales = [encode_scales(torch.zeros(n), ScaleCode.LOG4) for n in (size[0], rank, size[1])]
-        return SignModule(pack_signs(torch.zeros(rank, size[0])), pack_signs(torch.zeros(size[1], rank)), *scales)
+        return zero_module(*size, rank, ScaleCode.LOG4)
 
     return Adapter({path: module(path) for path in paths if path}, ScaleCode.LOG4)

@@ -95,6 +95,7 @@ fifteen = Constant <value = uint8 {15}> ()
 low = BitwiseAnd (byte_column, fifteen)
 halves = Concat <axis = 1> (low, high)
 codes_of_byte = Cast <to = 6> (halves)
+zero_f = Constant <value = float {0}> ()
 two_d = Constant <value = double {2}> ()
 d_in = Shape <start = -1> (x)
 d_out = Shape <start = -1> (base)""".splitlines()
@@ -155,9 +156,9 @@ _RECORD = [
     "record_start = Add (record_place, header_size)",
     "record_end = Add (record_start, record_size)",
     *_integers("record", "record_start", "record_end", _WORD_BYTES),
+    *(_constant(f"{name}_at", place) for name, place in _FIELDS.items()),
+    *(f"{name} = Gather (record, {name}_at)" for name in _FIELDS),
 ]
-for _name, _place in _FIELDS.items():
-    _RECORD += [_constant(f"{_name}_at", _place), f"{_name} = Gather (record, {_name}_at)"]
 
 _SIGNS = """\
 d_in_up = Add (d_in, seven)
@@ -237,6 +238,5 @@ def _scales(code: ScaleCode, name: str, length: str) -> list[str]:
         f"{name}_distance = Mul ({name}_step, {name}_steps)",
         f"{name}_value = Add ({name}_lo, {name}_distance)",
         f"{name}_is_zero = Less ({name}_codes_f, one_f)",
-        f"{name}_none = Sub (one_f, one_f)",
-        f"{name} = Where ({name}_is_zero, {name}_none, {name}_value)",
+        f"{name} = Where ({name}_is_zero, zero_f, {name}_value)",
     ]

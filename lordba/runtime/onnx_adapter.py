@@ -18,11 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lordba.adapter import Adapter, SignModule
+from lordba.adapter import Adapter, SignModule, zero_module
 from lordba.blob import make_blob, module_count, read_record
 from lordba.errors import LordbaError
 from lordba.scales import ScaleCode, decode_scales, encode_scales
-from lordba.signs import packed_width
 
 ADAPTER_VERSION = 2
 SUFFIX = ".onnx_adapter"
@@ -42,8 +41,7 @@ def with_code(module: SignModule, code: ScaleCode) -> SignModule:
 
 def no_adapter(d_in: int, d_out: int, code: ScaleCode) -> SignModule:
     """What stands for a layer without adapter."""
-    a, b = (torch.zeros(*shape, dtype=torch.uint8) for shape in ((1, packed_width(d_in)), (d_out, 1)))
-    return SignModule(a, b, *(encode_scales(torch.zeros(n), code) for n in (d_in, 1, d_out)))
+    return zero_module(d_in, d_out, 1, code)
 
 
 def write_onnx_adapter(path: Path, tensors: Mapping[str, np.ndarray], version: int) -> None:

@@ -68,7 +68,7 @@ private fun onnxFile(
                 ?: throw LordbaError("the adapter lacks $path, whose size no adapter of ${bundle.folder} tells")
         }
     val blob = makeBlob(modules)
-    checkSizes(bundle, blobSizes(blob))
+    checkSizes(bundle, blobSizes(blob), sizes)
     return onnxAdapterBytes(blob, bundle.manifest.fingerprint, paths)
 }
 
@@ -78,7 +78,7 @@ private fun blobFor(
     size: Int?,
 ): ByteArray {
     val blob = makeBlob(bundle.manifest.modules.map { path -> path?.let { adapter.modules[it] } }, size)
-    checkSizes(bundle, blobSizes(blob))
+    checkSizes(bundle, blobSizes(blob), knownSizes(bundle))
     return blob
 }
 
@@ -92,8 +92,8 @@ private fun knownSizes(bundle: Bundle): List<Pair<Int, Int>?> {
 private fun checkSizes(
     bundle: Bundle,
     found: List<Pair<Int, Int>?>,
+    known: List<Pair<Int, Int>?>,
 ) {
-    val known = knownSizes(bundle)
     for ((i, module) in bundle.manifest.modules.withIndex()) {
         val (size, expected) = found[i] to known[i]
         if (size != null && expected != null && size != expected) {
