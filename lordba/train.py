@@ -14,13 +14,13 @@ from lordba.console import console, progress_bar, quiet_libraries, run_command, 
 from lordba.convert import convert_lora
 from lordba.errors import LordbaError
 from lordba.files import check_new_folder, new_file, sha256_of
-from lordba.lora import find_adapter, read_config, read_lora
+from lordba.lora import LoraAdapter, find_adapter, read_config, read_lora
 from lordba.models import BaseModel, fingerprint, load_base
 from lordba.scales import ScaleCode
 
 REPORT_NAME = "training.json"
 DIRECT_STEPS, REFINING_STEPS = 300, 60
-DIRECT_RATE, REFINING_RATE = 1e-3, 3e-4
+DIRECT_RATE, REFINING_RATE = 1e-3, 7.5e-4  # flips need way: a LoRA would go on at 3e-4 (docs/quality.md)
 LION_FACTOR = 0.6  # 0.2 was clearly worse in short runs (docs/training.md)
 EXAMPLES = """examples:
   python -m lordba.train --data plays.txt --output out                        from nothing
@@ -130,7 +130,7 @@ def prepare(options: argparse.Namespace, base: BaseModel) -> Any:
     from lordba.training.tuner import LordbaConfig, start_from
 
     torch.manual_seed(options.seed)
-    adapter, latents = read_init(options)
+    adapter, lora, latents = read_init(options)
     base.model.to(getattr(torch, options.dtype))
     if options.base_quant != "none":
         quantize(base.model, options.base_quant)
@@ -148,24 +148,26 @@ def prepare(options: argparse.Namespace, base: BaseModel) -> Any:
         config = LordbaConfig(r=rank, lora_alpha=rank, target_modules=targets, task_type="CAUSAL_LM")
         model = get_peft_model(base.model, config, autocast_adapter_dtype=float32)
         if adapter:
-            start_from(model, adapter)
+            start_from(model, adapter, lora=lora)
     model.peft_config["default"].base_model_name_or_path = base.name
     return model
 
 
-def read_init(options: argparse.Namespace) -> tuple[Adapter | None, Path | None]:
-    """What --init holds: signs and scales, of a converted LoRA or a packed adapter, or a checkpoint of latents."""
+def read_init(options: argparse.Namespace) -> tuple[Adapter | None, LoraAdapter | None, Path | None]:
+    """What --init holds: an adapter, converted or packed; the LoRA that was converted; or a folder of latents."""
     if options.init is None:
-        return None, None
+        return None, None, None
     folder = find_adapter(options.init)
     config = read_config(folder)
     if config.get("peft_type") == "LORA":
-        return convert_lora(read_lora(folder), options.rank, ScaleCode.FP32)[0], None
+        lora = read_lora(folder)
+        return convert_lora(lora, options.rank, ScaleCode.FP32)[0], lora, None
     if options.rank is not None and options.rank != config.get("r"):
         raise LordbaError(
             f"{folder}: has rank {config.get('r')}, not --rank {options.rank}; only a LoRA's can be changed"
         )
-    return (load_adapter(folder), None) if config.get("format_version") is not None else (None, folder)
+    packed = config.get("format_version") is not None
+    return (load_adapter(folder), None, None) if packed else (None, None, folder)
 
 
 def quantize(model: Any, how: str) -> None:

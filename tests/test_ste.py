@@ -1,16 +1,22 @@
 """The straight-through layer against plain autograd in float64, what it saves, and quantized frozen layers."""
 
+import itertools
+
 import pytest
 import torch
 from conftest import random_module, some_tokens, tiny_model
+from loras import random_lora
 from torch import Tensor, nn
 from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig, quantize_
 from torchao.quantization.granularity import PerGroup
 from torchao.quantization.quant_api import Int8DynamicActivationIntxWeightConfig
 
+from lordba.adapter import SignModule
+from lordba.convert import convert_lora
+from lordba.lora import LoraAdapter, LoraModule
 from lordba.ops import sign_adapter
 from lordba.signs import pack_signs, unpack_signs
-from lordba.training.latents import to_latents, to_module
+from lordba.training.latents import SIZES, to_latents, to_module
 from lordba.training.ste import add_signed, dense_weight, envelope, frozen_linear, is_quantized, with_signs
 from lordba.training.tuner import LordbaConfig
 
@@ -99,6 +105,37 @@ def test_an_adapters_latents_compute_the_adapter():
     found, wanted = (b @ a for b, a in (again.factors(), module.factors()))
     assert (found - wanted).norm() < 1e-6 * wanted.norm()
     torch.testing.assert_close(b.norm(dim=0), a.norm(dim=1))
+
+
+def flip_costs(module: SignModule, target: Tensor) -> Tensor:
+    """By how much the squared error to a target grows where one sign of B [d_out, r] alone flips, in float64."""
+    b, a = module.factors()
+    costs = torch.zeros_like(b)
+    for i, k in itertools.product(range(b.shape[0]), range(b.shape[1])):
+        flipped = b.clone()
+        flipped[i, k] *= -1
+        costs[i, k] = (target - flipped @ a).square().sum() - (target - b @ a).square().sum()
+    return costs
+
+
+def test_latents_that_know_the_lora_are_small_where_a_sign_costs_little():
+    lora, other = random_lora(33, 45, 6), random_lora(33, 45, 6, seed=1)
+    module = convert_lora(LoraAdapter({"x": lora}), scale_code="fp32")[0].modules["x"]
+    a, b = to_latents(module, lora)
+    again = to_module(a, b, 1.0)
+    assert torch.equal(again.a_signs, module.a_signs) and torch.equal(again.b_signs, module.b_signs)
+    found, wanted = (b @ a for b, a in (again.factors(), module.factors()))
+    assert (found - wanted).norm() < 1e-5 * wanted.norm()
+
+    def likeness(lora: LoraModule) -> float:
+        size = to_latents(module, lora)[1] / to_latents(module)[1]
+        return torch.corrcoef(torch.stack([size.flatten().double(), units.flatten()]))[0, 1].item()
+
+    factors = module.factors()
+    units = 4 * factors[0].square() * factors[1].square().sum(1)
+    left, right = lora.factors()
+    units = (flip_costs(module, left @ right) / units).clamp(*SIZES)
+    assert likeness(lora) > 0.95 and abs(likeness(other)) < 0.3
 
 
 def test_the_sign_of_zero_is_plus_in_training_as_in_files():

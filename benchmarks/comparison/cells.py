@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from lordba.adapter import Adapter
-from lordba.convert import convert_lora
 from lordba.errors import LordbaError
 from lordba.files import new_file
 from lordba.lora import LoraAdapter
-from lordba.scales import ScaleCode
 
 from .fitting import Recipe, Trained, train_head, train_lora, train_signs
 from .methods import METHODS, Method, R, Update, convert, of_adapter, of_lora
@@ -123,20 +121,15 @@ class Bench:
         def told(step: int, loss: float) -> None:
             self.told(f"{self.name}, seed {self.seed}, {method.key}: step {step + 1}, loss {loss:.3f}")
 
-        fresh = recipe.plan(self.seed, start=False, steps=recipe.steps if method is LORA else whole)
-        further = recipe.plan(self.seed + FURTHER_SEED, start=True, steps=recipe.further)
+        fresh = recipe.fresh(self.seed, recipe.steps if method is LORA else whole, method.name == "direct_lowmem")
         if method.name == "base":
             return train_head(subject, fresh, told)
         if method.name in ("lora", "lora_whole"):
             return train_lora(subject, method.r, fresh, told)
-        if method.name == "lora_longer":
-            return train_lora(subject, method.r, further, told, self.trained(LORA))
         if method.name == "direct":
             return train_signs(subject, method.r, fresh, told)
         if method.name == "direct_lowmem":
-            plan = recipe.plan(self.seed, start=False, steps=whole, lowmem=True)
-            return train_signs(subject, method.r, plan, told, latents="bfloat16")
-        lora = self.trained(LORA)
-        assert method.name == "admm_qat" and isinstance(lora.adapter, LoraAdapter)
-        start = Trained(convert_lora(lora.adapter, method.r, ScaleCode.FP32)[0], lora.head)
-        return train_signs(subject, method.r, further, told, start)
+            return train_signs(subject, method.r, fresh, told, latents="bfloat16")
+        further = recipe.continuation(self.seed + FURTHER_SEED, signs=method.name == "admm_qat")
+        train = {"lora_longer": train_lora, "admm_qat": train_signs}[method.name]
+        return train(subject, method.r, further, told, self.trained(LORA))

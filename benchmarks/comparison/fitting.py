@@ -12,8 +12,10 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from lordba.adapter import Adapter, load_adapter, save_adapter
+from lordba.convert import convert_lora
 from lordba.files import new_file, write_safetensors
 from lordba.lora import LoraAdapter, LoraModule, read_lora, write_lora
+from lordba.scales import ScaleCode
 from lordba.training.loop import LARGEST_NORM, OPTIMIZERS, Plan
 from lordba.training.packing import adapter_of
 from lordba.training.tuner import LordbaConfig, start_from
@@ -22,6 +24,8 @@ from .subjects import Subject
 
 HEAD_RATE = 5.0  # of the adapter's learning rate
 LION_RATE = 0.6
+SIGNS_RATE = 2.5
+"""Of the rate at which a LoRA goes on: what a converted one goes on at, as its signs have to be moved to flip."""
 Told = Callable[[int, float], None]
 
 
@@ -36,10 +40,15 @@ class Recipe:
     rate: float
     further_rate: float
 
-    def plan(self, seed: int, start: bool, steps: int, lowmem: bool = False) -> Plan:
-        """A run's plan; `start`: it goes on from a trained adapter."""
-        rate = (self.further_rate if start else self.rate) * (LION_RATE if lowmem else 1.0)
+    def fresh(self, seed: int, steps: int, lowmem: bool = False) -> Plan:
+        """Training from nothing."""
+        rate = self.rate * (LION_RATE if lowmem else 1.0)
         return Plan(steps, self.batch_size, rate, max(1, steps // 10), "lion8bit" if lowmem else "adamw", seed)
+
+    def continuation(self, seed: int, signs: bool) -> Plan:
+        """Further training of a LoRA, or of what it was converted to."""
+        rate = self.further_rate * (SIGNS_RATE if signs else 1.0)
+        return Plan(self.further, self.batch_size, rate, max(1, self.further // 10), "adamw", seed)
 
 
 @dataclass(frozen=True)
@@ -95,14 +104,14 @@ def train_lora(subject: Subject, r: int, plan: Plan, told: Told, start: Trained 
 def train_signs(
     subject: Subject, r: int, plan: Plan, told: Told, start: Trained | None = None, latents: str = "float32"
 ) -> Trained:
-    """LoRDBA by lordba.LordbaConfig, packed with log4 scales; from an adapter in `start` or from nothing."""
+    """LoRDBA by lordba.LordbaConfig, packed with log4 scales; from the LoRA in `start`, converted, or from nothing."""
     torch.manual_seed(plan.seed)
     model = subject.copy()
     config = LordbaConfig(r=r, lora_alpha=2 * r, target_modules=set(subject.layers))
     peft_model = get_peft_model(model, config, autocast_adapter_dtype=latents == "float32")
     if start is not None:
-        assert isinstance(start.adapter, Adapter)
-        start_from(peft_model, start.adapter)
+        assert isinstance(start.adapter, LoraAdapter)
+        start_from(peft_model, convert_lora(start.adapter, r, ScaleCode.FP32)[0], lora=start.adapter)
     head = _optimize(subject, model, start.head if start else None, plan, told)
     return Trained(adapter_of(peft_model, scales="log4"), head)
 

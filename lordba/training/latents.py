@@ -4,10 +4,14 @@ import torch
 from torch import Tensor
 
 from lordba.adapter import SignModule
+from lordba.lora import LoraModule
 from lordba.scales import ScaleCode, encode_scales
 from lordba.signs import pack_signs
 from lordba.training.ste import implied_scales, with_signs
 
+# Of a latent that starts from a LoRA, in envelopes: no sign is free, none is fixed.
+SIZES = (0.05, 3.0)
+_ENVELOPE_STEPS = 50
 _TINY = torch.finfo(torch.float32).tiny
 
 
@@ -49,12 +53,35 @@ def direct_factors(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return with_signs(torch.outer(p_a, q_a), a), with_signs(torch.outer(p_b, q_b), b)
 
 
-def to_latents(module: SignModule) -> tuple[Tensor, Tensor]:
+def to_latents(module: SignModule, lora: LoraModule | None = None) -> tuple[Tensor, Tensor]:
     """Latents A [r, d_in] and B [d_out, r], float32, that compute with a scaling of 1 what the adapter computes.
 
-    Both are of equal size in each rank, so that one learning rate suits both.
+    Both are of equal size in each rank, so that one learning rate suits both. All signs of a factor are equally far
+    from a flip, but with the LoRA that the adapter was made of the nearer, the less its update needs them
+    (docs/method.md, section 5).
     """
     b, a = module.factors()
     of_b, of_a = b.norm(dim=0), a.norm(dim=1)
     balance = torch.where((of_a > 0) & (of_b > 0), (of_b / of_a).sqrt(), 1.0)
-    return (a * balance[:, None]).float(), (b / balance).float()
+    a, b = a * balance[:, None], b / balance
+    if lora is not None:
+        left, right = lora.factors()
+        a, b = _sized(a.T, b, right.T, left).T, _sized(b, a.T, left, right.T)
+    return a.float().contiguous(), b.float()
+
+
+def _sized(factor: Tensor, other: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """A factor [n, k] of equal sizes p q^T with sizes of its own for each sign, and the same envelope.
+
+    In envelopes, a size is what the element would be that brings factor other^T nearest to left right^T, all others
+    kept, within SIZES.
+    """
+    size = factor.abs()
+    missing = left @ (right.T @ other) - factor @ (other.T @ other)
+    change = missing / other.square().sum(0).clamp_min(_TINY)
+    weight = ((factor + change) * factor.sign() / size.clamp_min(_TINY)).clamp(*SIZES)
+    for _ in range(_ENVELOPE_STEPS):
+        for dim in (0, 1):
+            means = size.sum(dim, keepdim=True) / (size * weight).sum(dim, keepdim=True).clamp_min(_TINY)
+            weight = weight * means
+    return factor * weight

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lordba.adapter import FORMAT_VERSION, PREFIX, Adapter, SignModule, take_module
 from lordba.errors import LordbaError
 from lordba.layers import SignTerm, linear_size
+from lordba.lora import LoraAdapter
 from lordba.scales import ScaleCode
 from lordba.training.latents import to_latents
 from lordba.training.ste import add_signed, frozen_linear, is_quantized
@@ -251,8 +252,13 @@ def lordba_config(model: nn.Module, adapter_name: str) -> LordbaConfig:
     return config
 
 
-def start_from(model: nn.Module, adapter: Adapter, adapter_name: str = "default") -> None:
-    """Let a PEFT model's latents begin at an adapter, such as convert_lora makes of a LoRA; ranks may differ."""
+def start_from(
+    model: nn.Module, adapter: Adapter, adapter_name: str = "default", lora: LoraAdapter | None = None
+) -> None:
+    """Let a PEFT model's latents begin at an adapter, such as convert_lora makes of a LoRA; ranks may differ.
+
+    lora: the LoRA that it was made of, which tells the signs that matter from those that training may flip early.
+    """
     layers = {path: layer for path, layer in lordba_layers(model).items() if adapter_name in layer.lordba_A}
     if odd := layers.keys() ^ adapter.modules.keys():
         raise LordbaError(
@@ -262,7 +268,7 @@ def start_from(model: nn.Module, adapter: Adapter, adapter_name: str = "default"
         module = adapter.modules[path]
         if (module.d_in, module.d_out) != (layer.in_features, layer.out_features):
             raise LordbaError(f"start_from: module {path} has another size in the adapter, made for another model")
-        layer.set_latents(adapter_name, *to_latents(module))
+        layer.set_latents(adapter_name, *to_latents(module, lora.modules[path] if lora else None))
     _describe(lordba_config(model, adapter_name), layers, adapter_name)
 
 
