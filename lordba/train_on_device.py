@@ -23,6 +23,7 @@ from lordba.runtime.bundle import Bundle, is_adapter_name, read_bundle
 from lordba.runtime.device_latents import read_latents
 from lordba.runtime.device_trainer import OPTIMIZERS, SCALE_CODES, DeviceTrainer, Optimizer, PackedModule
 from lordba.runtime.install import install
+from lordba.training.resume import check_same_run
 from lordba.training.schedule import learning_rate
 from lordba.training.text_examples import IGNORED, Sequence, read_sequences
 
@@ -163,13 +164,7 @@ def resume(loop: Loop, checkpoint: Path, description: dict[str, Any]) -> None:
     if not checkpoint.is_file():
         return
     note = json.loads(loop.trainer.load(checkpoint))
-    for key in sorted(description.keys() | note["description"].keys()):
-        was, now = note["description"].get(key), description.get(key)
-        if was != now:
-            raise LordbaError(
-                f"{checkpoint}: was made with {key} = {was!r}, now it is {now!r}; repeat the command as it was, name "
-                "another --output, or remove the file"
-            )
+    check_same_run(checkpoint, note["description"], description, "remove the file")
     loop.losses = note["losses"]
 
 

@@ -21,6 +21,7 @@ from lordba.errors import LordbaError
 from lordba.training.batches import IGNORED, Example, batch_of, micro_batches
 from lordba.training.checkpoint import last_checkpoint, load_checkpoint, save_checkpoint
 from lordba.training.optim import Lion8bit
+from lordba.training.resume import check_same_run
 from lordba.training.schedule import learning_rate
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": torch.optim.AdamW, "lion8bit": Lion8bit}
@@ -156,13 +157,7 @@ class Trainer:
         if found is None:
             return 0
         path, state = found
-        for key in sorted(description.keys() | state["description"].keys()):
-            was, now = state["description"].get(key), description.get(key)
-            if was != now:
-                raise LordbaError(
-                    f"{path}: was made with {key} = {was!r}, now it is {now!r}; repeat the command as it was, "
-                    "name another --output, or start anew with --restart"
-                )
+        check_same_run(path, state["description"], description, "start anew with --restart")
         load_checkpoint(path, self.peft_model, self.optimizer)
         self.log = Log(state["train"], {int(step): loss for step, loss in state["held_out"].items()})
         return int(state["step"])
