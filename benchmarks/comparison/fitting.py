@@ -23,7 +23,7 @@ from lordba.training.tuner import LordbaConfig, start_from
 from .subjects import Subject
 
 HEAD_RATE = 5.0  # of the adapter's learning rate
-LION_RATE = 0.6
+LION_RATE = 0.6  # of AdamW's
 SIGNS_RATE = 2.5
 """Of the rate at which a LoRA goes on: what a converted one goes on at, as its signs have to be moved to flip."""
 Told = Callable[[int, float], None]
@@ -42,8 +42,7 @@ class Recipe:
 
     def fresh(self, seed: int, steps: int, lowmem: bool = False) -> Plan:
         """Training from nothing."""
-        rate = self.rate * (LION_RATE if lowmem else 1.0)
-        return Plan(steps, self.batch_size, rate, max(1, steps // 10), "lion8bit" if lowmem else "adamw", seed)
+        return Plan(steps, self.batch_size, self.rate, max(1, steps // 10), "lion8bit" if lowmem else "adamw", seed)
 
     def continuation(self, seed: int, signs: bool) -> Plan:
         """Further training of a LoRA, or of what it was converted to."""
@@ -132,18 +131,21 @@ def _optimize(subject: Subject, model: nn.Module, head: nn.Module | None, plan: 
             module.p = 0.0
     head = copy.deepcopy(subject.head if head is None else head)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [{"params": list(parameters), "factor": 1.0}] if parameters else []
+    # Each with the factor of its rate. The head is no part of a method: AdamW throughout, at the rate of AdamW.
+    trained: list[tuple[torch.optim.Optimizer, float]] = []
+    if parameters:
+        optimizer = OPTIMIZERS[plan.optimizer](list(parameters), lr=plan.learning_rate, weight_decay=0.0)
+        trained.append((optimizer, LION_RATE if plan.optimizer == "lion8bit" else 1.0))
     if head is not None:
-        groups.append({"params": list(head.requires_grad_().parameters()), "factor": HEAD_RATE})
+        trained.append((torch.optim.AdamW(head.requires_grad_().parameters(), weight_decay=0.0), HEAD_RATE))
         parameters += head.parameters()
-    optimizer = OPTIMIZERS[plan.optimizer](groups, lr=plan.learning_rate, weight_decay=0.0)
     for step, batch in enumerate(itertools.islice(subject.batches(plan.batch_size, plan.seed), plan.steps)):
-        for group in optimizer.param_groups:
-            group["lr"] = plan.rate(step) * group["factor"]
         loss = subject.loss(model, head, batch)
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(parameters, LARGEST_NORM)
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer, factor in trained:
+            optimizer.param_groups[0]["lr"] = plan.rate(step) * factor
+            optimizer.step()
+            optimizer.zero_grad()
         told(step, loss.item())
     return head

@@ -42,10 +42,11 @@ LOOKS = {  # marker and colour; filled: converted, open: trained
     "admm_ls": ("h", "#6baed6"),
     "admm_qat": ("d", "#e31a1c"),
     "direct": ("X", "#e31a1c"),
-    "direct_lowmem": ("1", "#e31a1c"),
+    "direct_lowmem": ("*", "#e31a1c"),
 }
 METRICS = {"loss": "loss, nats per token", "accuracy": "accuracy", "exact_match": "exact match"}
-FRONTIER = [name for name in LOOKS if name not in ("svid_svd", "svid_mixed", "direct_lowmem")]
+CONVERSIONS = ("rtn1", "rtn2", "loraquant", "svid", "admm", "admm_ls")
+FRONTIER = [name for name in LOOKS if name not in ("svid_svd", "svid_mixed")]
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
@@ -55,7 +56,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 
 
 def _frontier(rows: Sequence[Row], path: Path) -> None:
-    """Above: KL to the LoRA over bytes; below: the task's metric over bytes, with the base as a line."""
+    """Above: conversions' KL to the LoRA over bytes; below: the task's metric over bytes, with the base as a line."""
     columns = tasks(rows)
     with matplotlib.rc_context(STYLE):
         figure, axes = pyplot.subplots(
@@ -66,15 +67,11 @@ def _frontier(rows: Sequence[Row], path: Path) -> None:
         )
         for (model, task), (above, below) in zip(columns, axes.T, strict=True):
             for method, _, found in groups(rows, model, task):
-                if method == "base":
-                    value = found.mean("value")
-                    assert value is not None
-                    below.axhline(value, color="#555555", linestyle=":", linewidth=1, label=LABELS["base"])
-                elif method in FRONTIER:
-                    label = LABELS[method]
-                    if method not in ("lora", "lora_longer", "lora_whole", "direct"):
-                        _point(above, method, found.mean("bytes"), found, "kl_to_lora", label)
-                    _point(below, method, found.mean("bytes"), found, "value", label)
+                if method in CONVERSIONS:
+                    _point(above, method, found.mean("bytes"), found, "kl_to_lora", LABELS[method])
+                if method in FRONTIER:
+                    _point(below, method, found.mean("bytes"), found, "value", LABELS[method])
+            _base(below, [found.mean("value") for method, _, found in groups(rows, model, task) if method == "base"])
             for part, metric in ((above, "kl_to_lora"), (below, "value")):
                 _line(part, [found for method, _, found in groups(rows, model, task) if method == "admm"], metric)
             below.set_xscale("log")
@@ -113,7 +110,7 @@ def _over_error(rows: Sequence[Row], path: Path) -> None:
         _ticks(last.yaxis, "{:g}".format)
         handles, labels = last.get_legend_handles_labels()
         by_task = dict(zip(labels, handles, strict=True))
-        last.legend(by_task.values(), by_task.keys(), fontsize=7)
+        last.legend(by_task.values(), by_task.keys(), fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.16))
         _legend(figure, axes[:-1])
         _save(figure, path)
 
@@ -146,6 +143,17 @@ def _bars(found: Any, key: str) -> list[list[float]]:
     """One standard deviation down and up; on a logarithmic axis not below a tenth of the mean."""
     spread, mean = found.spread(key), found.mean(key)
     return [[min(spread, 0.9 * mean) if key == "kl_to_lora" else spread], [spread]]
+
+
+def _base(axes: Axes, values: Sequence[Any]) -> None:
+    """The base as a line, or in words where it is so far off that the line would press the methods together."""
+    low, high = axes.get_ylim()
+    for value in values:
+        if low - (high - low) <= value <= high + (high - low):
+            axes.axhline(value, color="#555555", linestyle=":", linewidth=1, label=LABELS["base"])
+        else:
+            at, side = (0.97, "top") if value > high else (0.03, "bottom")
+            axes.text(0.97, at, f"base: {value:.3f}", transform=axes.transAxes, ha="right", va=side, color="#555555")
 
 
 def _line(axes: Axes, found: Sequence[Any], key: str) -> None:
