@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import random_adapter, random_module, smollm2_missing, some_tokens, tiny_model
+from loras import random_lora
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
 import lordba
 from lordba.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter, load_adapter, save_adapter
+from lordba.convert import convert_lora
 from lordba.errors import LordbaError
-from lordba.lora import to_lora, write_lora
+from lordba.lora import LoraAdapter, to_lora, write_lora
 from lordba.models import fingerprint, load_base
 from lordba.scales import ScaleCode
 from lordba.training.tuner import LordbaConfig, lordba_layers, start_from
@@ -27,9 +29,9 @@ def logits(model: nn.Module, ids: Tensor = IDS) -> Tensor:
     return model.eval()(input_ids=ids).logits
 
 
-def steps(model: nn.Module, n: int = 4, ids: Tensor = IDS) -> list[float]:
+def steps(model: nn.Module, n: int = 4, ids: Tensor = IDS, rate: float = 1e-2) -> list[float]:
     """Losses of a few steps of AdamW on one batch, in the model's own mode."""
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate)
     losses = []
     for _ in range(n):
         loss = model(input_ids=ids, labels=ids).loss
@@ -279,6 +281,33 @@ def test_an_adapter_made_by_conversion_starts_the_training():
     torch.testing.assert_close(logits(model), logits(base), atol=1e-4, rtol=0)
     with pytest.raises(LordbaError, match="down_proj"):
         start_from(tuned(train=0, target_modules=["q_proj"]), adapter)
+
+
+def signs_of(model: PeftModel) -> Tensor:
+    return (
+        torch.cat([latent.flatten() for layer in lordba_layers(model).values() for latent in layer.latents("default")])
+        > 0
+    )
+
+
+def test_with_the_lora_beside_its_conversion_training_flips_signs_sooner():
+    sizes = {path: (m.d_out, m.d_in) for path, m in random_adapter(tiny_model(), r=4).modules.items()}
+    lora = LoraAdapter({path: random_lora(*size, 4, seed=i) for i, (path, size) in enumerate(sizes.items())})
+    adapter = convert_lora(lora, scale_code="fp32")[0]
+    start, flipped, values = [], [], []
+    for known in (None, lora):
+        model = tuned(train=0, target_modules=sorted(adapter.modules))
+        start_from(model, adapter, lora=known)
+        start.append(signs_of(model))
+        values.append(logits(model))
+        steps(model.train(), rate=1e-3)
+        flipped.append((signs_of(model) != start[-1]).float().mean().item())
+    assert torch.equal(*start)
+    torch.testing.assert_close(*values, atol=1e-4, rtol=0)
+    assert flipped[1] > 0.01 and flipped[1] > 3 * flipped[0]
+    for foreign in (LoraAdapter({}), LoraAdapter(lora.modules | {"model.layers.0.mlp.up_proj": random_lora(8, 8, 4)})):
+        with pytest.raises(LordbaError, match="made of, or none"):
+            start_from(tuned(train=0, target_modules=sorted(adapter.modules)), adapter, lora=foreign)
 
 
 STOCK = """

@@ -268,7 +268,13 @@ def start_from(
         module = adapter.modules[path]
         if (module.d_in, module.d_out) != (layer.in_features, layer.out_features):
             raise LordbaError(f"start_from: module {path} has another size in the adapter, made for another model")
-        layer.set_latents(adapter_name, *to_latents(module, lora.modules[path] if lora else None))
+        source = lora.modules.get(path) if lora else None
+        if lora and (source is None or (source.d_in, source.d_out) != (module.d_in, module.d_out)):
+            raise LordbaError(
+                f"start_from: module {path} is missing from the LoRA or has another size there; give the LoRA that the "
+                "adapter was made of, or none"
+            )
+        layer.set_latents(adapter_name, *to_latents(module, source))
     _describe(lordba_config(model, adapter_name), layers, adapter_name)
 
 
