@@ -284,10 +284,8 @@ def test_an_adapter_made_by_conversion_starts_the_training():
 
 
 def signs_of(model: PeftModel) -> Tensor:
-    return (
-        torch.cat([latent.flatten() for layer in lordba_layers(model).values() for latent in layer.latents("default")])
-        > 0
-    )
+    latents = [latent for layer in lordba_layers(model).values() for latent in layer.latents("default")]
+    return torch.cat([latent.flatten() for latent in latents]) > 0
 
 
 def test_with_the_lora_beside_its_conversion_training_flips_signs_sooner():

@@ -16,6 +16,7 @@ from lordba.convert import convert_lora
 from lordba.files import new_file, write_safetensors
 from lordba.lora import LoraAdapter, LoraModule, read_lora, write_lora
 from lordba.scales import ScaleCode
+from lordba.train import LION_FACTOR
 from lordba.training.loop import LARGEST_NORM, OPTIMIZERS, Plan
 from lordba.training.packing import adapter_of
 from lordba.training.tuner import LordbaConfig, start_from
@@ -23,7 +24,6 @@ from lordba.training.tuner import LordbaConfig, start_from
 from .subjects import Subject
 
 HEAD_RATE = 5.0  # of the adapter's learning rate
-LION_RATE = 0.6  # of AdamW's
 SIGNS_RATE = 2.5
 """Of the rate at which a LoRA goes on: what a converted one goes on at, as its signs have to be moved to flip."""
 Told = Callable[[int, float], None]
@@ -42,12 +42,14 @@ class Recipe:
 
     def fresh(self, seed: int, steps: int, lowmem: bool = False) -> Plan:
         """Training from nothing."""
-        return Plan(steps, self.batch_size, self.rate, max(1, steps // 10), "lion8bit" if lowmem else "adamw", seed)
+        return self._plan(steps, self.rate, "lion8bit" if lowmem else "adamw", seed)
 
     def continuation(self, seed: int, signs: bool) -> Plan:
         """Further training of a LoRA, or of what it was converted to."""
-        rate = self.further_rate * (SIGNS_RATE if signs else 1.0)
-        return Plan(self.further, self.batch_size, rate, max(1, self.further // 10), "adamw", seed)
+        return self._plan(self.further, self.further_rate * (SIGNS_RATE if signs else 1.0), "adamw", seed)
+
+    def _plan(self, steps: int, rate: float, optimizer: str, seed: int) -> Plan:
+        return Plan(steps, self.batch_size, rate, max(1, steps // 10), optimizer, seed)
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ def _optimize(subject: Subject, model: nn.Module, head: nn.Module | None, plan: 
     trained: list[tuple[torch.optim.Optimizer, float]] = []
     if parameters:
         optimizer = OPTIMIZERS[plan.optimizer](list(parameters), lr=plan.learning_rate, weight_decay=0.0)
-        trained.append((optimizer, LION_RATE if plan.optimizer == "lion8bit" else 1.0))
+        trained.append((optimizer, LION_FACTOR if plan.optimizer == "lion8bit" else 1.0))
     if head is not None:
         trained.append((torch.optim.AdamW(head.requires_grad_().parameters(), weight_decay=0.0), HEAD_RATE))
         parameters += head.parameters()

@@ -8,7 +8,8 @@ import matplotlib
 
 from lordba.files import new_file
 
-from .report import LABELS, Row, groups, tasks
+from .methods import METHODS
+from .report import LABELS, Row, group, groups, tasks
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -45,7 +46,7 @@ LOOKS = {  # marker and colour; filled: converted, open: trained
     "direct_lowmem": ("*", "#e31a1c"),
 }
 METRICS = {"loss": "loss, nats per token", "accuracy": "accuracy", "exact_match": "exact match"}
-CONVERSIONS = ("rtn1", "rtn2", "loraquant", "svid", "admm", "admm_ls")
+CONVERSIONS = {method.name for method in METHODS if method.how == "converted"}
 FRONTIER = [name for name in LOOKS if name not in ("svid_svd", "svid_mixed")]
 
 
@@ -67,11 +68,12 @@ def _frontier(rows: Sequence[Row], path: Path) -> None:
         )
         for (model, task), (above, below) in zip(columns, axes.T, strict=True):
             for method, _, found in groups(rows, model, task):
+                if method not in FRONTIER:
+                    continue
                 if method in CONVERSIONS:
                     _point(above, method, found.mean("bytes"), found, "kl_to_lora", LABELS[method])
-                if method in FRONTIER:
-                    _point(below, method, found.mean("bytes"), found, "value", LABELS[method])
-            _base(below, [found.mean("value") for method, _, found in groups(rows, model, task) if method == "base"])
+                _point(below, method, found.mean("bytes"), found, "value", LABELS[method])
+            _base(below, group(rows, model, task, "base", 0).mean("value"))
             for part, metric in ((above, "kl_to_lora"), (below, "value")):
                 _line(part, [found for method, _, found in groups(rows, model, task) if method == "admm"], metric)
             below.set_xscale("log")
@@ -145,15 +147,16 @@ def _bars(found: Any, key: str) -> list[list[float]]:
     return [[min(spread, 0.9 * mean) if key == "kl_to_lora" else spread], [spread]]
 
 
-def _base(axes: Axes, values: Sequence[Any]) -> None:
+def _base(axes: Axes, value: float | None) -> None:
     """The base as a line, or in words where it is so far off that the line would press the methods together."""
+    if value is None:
+        return
     low, high = axes.get_ylim()
-    for value in values:
-        if low - (high - low) <= value <= high + (high - low):
-            axes.axhline(value, color="#555555", linestyle=":", linewidth=1, label=LABELS["base"])
-        else:
-            at, side = (0.97, "top") if value > high else (0.03, "bottom")
-            axes.text(0.97, at, f"base: {value:.3f}", transform=axes.transAxes, ha="right", va=side, color="#555555")
+    if low - (high - low) <= value <= high + (high - low):
+        axes.axhline(value, color="#555555", linestyle=":", linewidth=1, label=LABELS["base"])
+    else:
+        at, side = (0.97, "top") if value > high else (0.03, "bottom")
+        axes.text(0.97, at, f"base: {value:.3f}", transform=axes.transAxes, ha="right", va=side, color="#555555")
 
 
 def _line(axes: Axes, found: Sequence[Any], key: str) -> None:
